@@ -1,0 +1,89 @@
+"""The table of commands. Light on purpose: everything heavy is named here and imported when it is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: how the help presents it and what runs it."""
+
+    summary: str
+    group: str
+    usage: str
+    example: str
+    runner: str
+    """`module:function`; the function takes the command's name and its parsed arguments."""
+
+
+_ANY_SETTINGS = "[setting=value | --setting value] ..."
+_STAGE_USAGE = f"[RECIPE.yaml] {_ANY_SETTINGS}"
+
+
+def _stage(summary: str, example: str) -> Command:
+    return Command(summary, "Train", _STAGE_USAGE, example, "duiqi.cli.runners:train")
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        "Go the whole way in a small built-in world, report included.",
+        "Start here",
+        _ANY_SETTINGS,
+        "duiqi demo --output_dir runs/demo --seed 0",
+        "duiqi.cli.runners:demo",
+    ),
+    "env": Command(
+        "Show versions, device and memory.", "Start here", "", "duiqi env", "duiqi.cli.environment:show_environment"
+    ),
+    "pretrain": _stage(
+        "Train a language model on plain text, from scratch or further.",
+        "duiqi pretrain --model_name_or_path models/base --dataset corpus.txt --output_dir runs/pretrain",
+    ),
+    "sft": _stage(
+        "Supervised fine-tuning: learn from demonstrations.",
+        "duiqi sft --model_name_or_path models/base --dataset demonstrations.json --output_dir runs/sft",
+    ),
+    "rm": _stage(
+        "Train a reward model on ranked answers.",
+        "duiqi rm --model_name_or_path models/base --dataset preferences.json --output_dir runs/rm",
+    ),
+    "dpo": _stage(
+        "Learn from preferences directly: DPO, IPO, KTO, ORPO, SimPO, CPO.",
+        "duiqi dpo --model_name_or_path models/base --adapter_name_or_path runs/sft --dataset preferences.json"
+        " --output_dir runs/dpo",
+    ),
+    "ppo": _stage(
+        "Learn from a reward model: PPO, RLOO, GRPO, REINFORCE++.",
+        "duiqi ppo --model_name_or_path models/base --adapter_name_or_path runs/sft --reward_model runs/rm"
+        " --dataset prompts.json --output_dir runs/ppo",
+    ),
+    "generate": Command(
+        "Answer a file of prompts, one JSON line each.",
+        "Use",
+        f"MODEL_OR_RUN FILE --output_file OUT.jsonl {_ANY_SETTINGS}",
+        "duiqi generate runs/ppo prompts.jsonl --output_file answers.jsonl",
+        "duiqi.cli.runners:generate",
+    ),
+    "score": Command(
+        "Score a file of answers or pairs with a reward model.",
+        "Use",
+        f"REWARD_RUN FILE --output_file OUT.jsonl {_ANY_SETTINGS}",
+        "duiqi score runs/rm answers.jsonl --output_file scores.jsonl",
+        "duiqi.cli.runners:score",
+    ),
+    "chat": Command(
+        "Talk to a model in the terminal.",
+        "Use",
+        f"MODEL_OR_RUN {_ANY_SETTINGS}",
+        "duiqi chat runs/ppo",
+        "duiqi.cli.runners:chat",
+    ),
+    "report": Command(
+        "Write one HTML page that compares runs.",
+        "Look",
+        "RUN... [-o report.html]",
+        "duiqi report runs/sft runs/dpo runs/ppo -o report.html",
+        "duiqi.cli.runners:report",
+    ),
+}

@@ -1,0 +1,123 @@
+"""What each command does: settle its settings, call the room that does the work, say what came out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+from duiqi.cli.arguments import Arguments, refuse_more_than
+from duiqi.cli.closing import closing_lines
+from duiqi.cli.options import (
+    DEFAULTS,
+    ChatConfig,
+    DecodingOptions,
+    DemoConfig,
+    GenerateConfig,
+    ReportConfig,
+    ScoreConfig,
+)
+from duiqi.journal.terminal import make_view
+from duiqi.settings.recipe import Given
+from duiqi.settings.resolve import build, resolve
+from duiqi.settings.stages import StageName
+from duiqi.types import Sampling
+
+
+def train(command: str, arguments: Arguments) -> None:
+    """Run a training stage and close with what it made."""
+    refuse_more_than(1, arguments.positionals)
+    stage = cast(StageName, command)
+    recipe = Path(arguments.positionals[0]) if arguments.positionals else None
+    config = resolve(stage, recipe=recipe, overrides=arguments.given)
+
+    from duiqi.stages.launch import run
+
+    result = run(stage, config, argv=arguments.words, view=make_view())
+    _say(*closing_lines(result, config))
+
+
+def generate(command: str, arguments: Arguments) -> None:
+    """Answer a file of prompts."""
+    config = build(GenerateConfig, arguments.named("model", "file"), command=command)
+
+    from duiqi.serving.generate import generate_file
+
+    rows = generate_file(
+        config.source.model,
+        config.files.file,
+        config.files.output_file,
+        sampling=_sampling(config.decoding),
+        template=config.prompt.template,
+        system=config.prompt.system,
+        source_prefix=config.prompt.source_prefix,
+        max_samples=config.files.max_samples,
+        batch_size=config.files.batch_size,
+        dtype=config.placement.dtype,
+        device=config.placement.device,
+    )
+    _say(f"{rows} answers written to {config.files.output_file}")
+
+
+def score(command: str, arguments: Arguments) -> None:
+    """Score a file of answers or pairs."""
+    config = build(ScoreConfig, arguments.named("reward_model", "file"), command=command)
+
+    from duiqi.serving.score import score_file
+
+    rows = score_file(
+        config.source.reward_model,
+        config.files.file,
+        config.files.output_file,
+        batch_size=config.files.batch_size,
+        max_samples=config.files.max_samples,
+        dtype=config.placement.dtype,
+        device=config.placement.device,
+    )
+    _say(f"{rows} scored rows written to {config.files.output_file}")
+
+
+def chat(command: str, arguments: Arguments) -> None:
+    """Talk to a model."""
+    config = build(ChatConfig, arguments.named("model"), command=command, defaults=DEFAULTS[command])
+
+    from duiqi.serving.chat import chat as talk
+
+    talk(
+        config.source.model,
+        sampling=_sampling(config.decoding),
+        template=config.prompt.template,
+        system=config.prompt.system,
+        source_prefix=config.prompt.source_prefix,
+        dtype=config.placement.dtype,
+        device=config.placement.device,
+    )
+
+
+def report(command: str, arguments: Arguments) -> None:
+    """Write the page that compares runs."""
+    runs = (Given("runs", arguments.positionals, where="runs"),) if arguments.positionals else ()
+    settings = build(ReportConfig, (*runs, *arguments.given), command=command).report
+
+    from duiqi.reports.html import write_report
+
+    write_report(settings.runs, settings.output, title=settings.title)
+    _say(f"report written to {settings.output}")
+
+
+def demo(command: str, arguments: Arguments) -> None:
+    """Run the built-in world from end to end."""
+    settings = build(DemoConfig, arguments.named(), command=command).demo
+
+    from duiqi.pipeline.demo import run_demo
+
+    run_demo(Path(settings.output_dir), seed=settings.seed, quick=settings.quick)
+
+
+def _sampling(options: DecodingOptions) -> Sampling:
+    return Sampling(**asdict(options))
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("\n".join(lines) + "\n")

@@ -1,0 +1,266 @@
+"""From the names in a `dataset` setting to examples of the kind a stage needs, with a report of what was read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from duiqi.data.formats import FORMATS, convert, recognise_format
+from duiqi.data.hub import read_hub
+from duiqi.data.reading import BadRow, Row, SourceFile, list_files, read_file
+from duiqi.data.registry import DatasetSource, DatasetSpec, resolve
+from duiqi.errors import DataError
+from duiqi.types import Example, ExampleKind, Message, Origin
+
+Need = Literal["text", "prompt", "demonstration", "ranking", "conversation"]
+"""What a stage asks for: an `ExampleKind`, or "conversation": prompts with whatever answers they have."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileFingerprint:
+    """What identifies the contents of a file, for manifest.json."""
+
+    file: str
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetReport:
+    """What was read under one name."""
+
+    name: str
+    format: str
+    rows: int
+    """Rows in the files, malformed ones included."""
+    used: int
+    """Examples taken after skipping and capping."""
+    files: tuple[FileFingerprint, ...]
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Plain sentences for the terminal."""
+        taken = f"{self.used} of {self.rows} rows" if self.used != self.rows else f"{self.rows} rows"
+        return [f"{self.name}: {self.format} format ({FORMATS[self.format].columns}), {taken}", *self.notes]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What was read, dataset by dataset, and the rows that were skipped."""
+
+    datasets: tuple[DatasetReport, ...]
+    rejects: tuple[BadRow, ...] = ()
+    """For rejects.jsonl, which the caller writes."""
+
+    @property
+    def files(self) -> tuple[FileFingerprint, ...]:
+        """The fingerprints of every file that was read."""
+        return tuple(file for dataset in self.datasets for file in dataset.files)
+
+    def lines(self) -> list[str]:
+        """Plain sentences for the terminal."""
+        sentences = [line for dataset in self.datasets for line in dataset.lines()]
+        if self.rejects:
+            sentences.append(f"{len(self.rejects)} malformed rows skipped, the first at {_place(self.rejects[0])}")
+        return sentences
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedData:
+    """Examples of one kind, in the order of the datasets and of their rows."""
+
+    examples: list[Example]
+    report: LoadReport = field(repr=False)
+
+
+def load_examples(
+    specs: Sequence[DatasetSpec],
+    *,
+    dataset_dir: str | Path,
+    need: Need,
+    seed: int,
+    max_samples: int | None = None,
+    max_bad_rows: int = 0,
+) -> LoadedData:
+    """The examples of all datasets, each cut down to what the stage needs.
+
+    Prompts are made from demonstrations and rankings by dropping their answers. A dataset with more rows than its cap
+    (the smallest of the spec's, the registry's and `max_samples`) is sampled by `seed`, and keeps its order.
+
+    Raises:
+        DataError: A dataset is unknown, of the wrong kind, or has more malformed rows than `max_bad_rows` in all.
+    """
+    examples: list[Example] = []
+    reports: list[DatasetReport] = []
+    rejects: list[BadRow] = []
+    for spec in specs:
+        source = resolve(spec.name, dataset_dir)
+        files, notes = _read(source)
+        rows = [row for file in files for row in file.rows]
+        format_name = _format_of(rows, source, need)
+        converted: list[Example] = []
+        for outcome in _convert_rows(rows, source, format_name, need):
+            if isinstance(outcome, BadRow):
+                rejects.append(outcome)
+            else:
+                converted.append(outcome)
+        caps = [cap for cap in (spec.cap, source.num_samples, max_samples) if cap is not None]
+        taken = _sample(converted, min(caps, default=None), f"{seed}:{spec.name}")
+        examples += taken
+        fingerprints = tuple(FileFingerprint(file.path, file.sha256, len(file.rows)) for file in files)
+        reports.append(DatasetReport(spec.name, format_name, len(rows), len(taken), fingerprints, tuple(notes)))
+    if len(rejects) > max_bad_rows:
+        _refuse(rejects)
+    if not examples:
+        raise DataError("no row can be used", where=f"dataset: {','.join(spec.name for spec in specs)}")
+    return LoadedData(examples, LoadReport(tuple(reports), tuple(rejects)))
+
+
+def split_validation(examples: Sequence[Example], val_size: float, *, seed: int) -> tuple[list[Example], list[Example]]:
+    """Rows to train on and rows held out: a share of them when `val_size` is below 1, else a count.
+
+    Rows with the same prompt stay on the same side, so that the held-out ones are new to the model. Where prompts
+    repeat, fewer rows than asked for may be held out. Both sides keep their order.
+
+    Raises:
+        DataError: Nothing would be left on one side.
+    """
+    if val_size == 0:
+        return list(examples), []
+    wanted = max(1, round(val_size * len(examples))) if val_size < 1 else int(val_size)
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(example.prompt or example.answers, []).append(index)
+    shuffled = list(groups.values())
+    random.Random(f"validation:{seed}").shuffle(shuffled)
+    held_out: set[int] = set()
+    for group in shuffled:
+        if len(held_out) + len(group) <= wanted:
+            held_out.update(group)
+    if not held_out or len(held_out) == len(examples):
+        raise DataError(
+            f"{wanted} of {len(examples)} rows ({len(groups)} different prompts) cannot be held out",
+            where=f"val_size: {val_size}",
+            remedy="choose another val_size, or name an eval_dataset",
+        )
+    train = [example for index, example in enumerate(examples) if index not in held_out]
+    return train, [examples[index] for index in sorted(held_out)]
+
+
+def _read(source: DatasetSource) -> tuple[list[SourceFile], list[str]]:
+    """The files of a dataset, and what should be said about them."""
+    if source.hub is not None:
+        hub = source.hub
+        fields = read_hub(hub.name, subset=hub.subset, split=hub.split)
+        contents = "\n".join(json.dumps(row, ensure_ascii=False, sort_keys=True, default=str) for row in fields)
+        rows = tuple(Row(row, f"hub:{hub.name}", number) for number, row in enumerate(fields, start=1))
+        return [SourceFile(f"hub:{hub.name}", hashlib.sha256(contents.encode()).hexdigest(), rows)], []
+    assert source.path is not None, "a source has a path or lies on the hub"
+    notes = []
+    if source.sha1 and source.path.is_file():
+        found = hashlib.sha1(source.path.read_bytes()).hexdigest()
+        if found != source.sha1:
+            notes.append(f"warning: {source.path} has sha1 {found}, but dataset_info.json says {source.sha1}")
+    return [read_file(path) for path in list_files(source.path)], notes
+
+
+def _format_of(rows: Sequence[Row | BadRow], source: DatasetSource, need: Need) -> str:
+    """The format of a dataset, told from its first good row, after checking that it can give what is needed."""
+    first = next((row for row in rows if isinstance(row, Row)), None)
+    if first is None:
+        _refuse([row for row in rows if isinstance(row, BadRow)])
+    origin = Origin(source.name, first.file, first.line)
+    fields = first.fields
+    if source.column_map is not None:
+        fields = source.column_map.rename(fields)
+        if not fields:
+            raise DataError(
+                f"found the columns {', '.join(first.fields)}, "
+                f"expected those that dataset_info.json names: {', '.join(source.column_map.columns.values())}",
+                where=str(origin),
+                remedy=f"correct `columns` of {source.name} in dataset_info.json",
+            )
+    name = recognise_format(fields, origin)
+    kinds = FORMATS[name].kinds
+    if source.ranking and "ranking" not in kinds:
+        raise DataError(
+            f"dataset_info.json says ranking, but {source.name} is in {name} format: one answer per row",
+            where=str(origin),
+        )
+    if not kinds & ACCEPTED[need]:
+        raise DataError(
+            f"{source.name} is in {name} format ({FORMATS[name].columns}), expected {WANTED[need]}",
+            where=str(origin),
+            remedy=REMEDIES[need],
+        )
+    return name
+
+
+def _convert_rows(
+    rows: Sequence[Row | BadRow], source: DatasetSource, format_name: str, need: Need
+) -> Iterator[Example | BadRow]:
+    for row in rows:
+        if isinstance(row, BadRow):
+            yield row
+            continue
+        fields = row.fields if source.column_map is None else source.column_map.rename(row.fields)
+        try:
+            example = convert(fields, format_name, Origin(source.name, row.file, row.line))
+        except DataError as error:
+            yield BadRow(row.file, row.line, error.problem, row.fields)
+            continue
+        if example.kind not in ACCEPTED[need]:
+            yield BadRow(row.file, row.line, f"found no answer, expected {WANTED[need]}", row.fields)
+            continue
+        if source.system and example.prompt and example.prompt[0].role != "system":
+            example = replace(example, prompt=(Message("system", source.system), *example.prompt))
+        yield replace(example, kind="prompt", answers=(), margin=0.0) if need == "prompt" else example
+
+
+def _sample(examples: list[Example], cap: int | None, seed: str) -> list[Example]:
+    if cap is None or cap >= len(examples):
+        return examples
+    return [examples[index] for index in sorted(random.Random(seed).sample(range(len(examples)), cap))]
+
+
+def _refuse(rejects: Sequence[BadRow]) -> NoReturn:
+    count = f"{len(rejects)} malformed rows" if len(rejects) > 1 else "malformed row"
+    raise DataError(
+        rejects[0].reason,
+        where=_place(rejects[0]),
+        remedy=f"mend it, or set max_bad_rows: {len(rejects)} to skip the {count} (written to rejects.jsonl)",
+    )
+
+
+def _place(row: BadRow) -> str:
+    return f"{row.file}:{row.line}"
+
+
+CONVERSATIONS: frozenset[ExampleKind] = frozenset({"prompt", "demonstration", "ranking"})
+ACCEPTED: dict[Need, frozenset[ExampleKind]] = {
+    "text": frozenset({"text"}),
+    "prompt": CONVERSATIONS,
+    "demonstration": frozenset({"demonstration"}),
+    "ranking": frozenset({"ranking"}),
+    "conversation": CONVERSATIONS,
+}
+WANTED: dict[Need, str] = {
+    "text": "plain text",
+    "prompt": "prompts",
+    "demonstration": "one answer per row to learn from",
+    "ranking": "at least two answers per row, best first",
+    "conversation": "prompts, with or without answers",
+}
+REMEDIES: dict[Need, str] = {
+    "text": "pretraining reads .txt lines and {text: ...} rows; to learn answers, use the sft stage",
+    "prompt": "give rows with a prompt or an instruction; plain text is for the pretrain stage",
+    "demonstration": "rankings are for the rm and dpo stages, plain text for pretrain; "
+    "to learn the best answers only, write them to a file of their own",
+    "ranking": "rows with a single answer are for the sft stage; give `output: [better, worse]` or chosen and rejected",
+    "conversation": "give rows with a prompt or an instruction; plain text is for the pretrain stage",
+}

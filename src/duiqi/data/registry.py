@@ -1,0 +1,214 @@
+"""Which data a name means: dataset_info.json as ChatGLM-Efficient-Tuning and LLaMA-Factory write it, or a path.
+
+Only the entry that is asked for is judged, so a registry may hold entries that duiqi cannot read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from duiqi.errors import DataError, did_you_mean
+
+REGISTRY_FILE = "dataset_info.json"
+HUB_PREFIX = "hub:"
+
+ENTRY_KEYS = frozenset(
+    {
+        *("file_name", "file_sha1", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "subset", "split"),
+        *("formatting", "columns", "tags", "ranking", "num_samples", "system"),
+    }
+)
+ALPACA_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
+COMMON_COLUMNS = {name: name for name in ("history", "system", "chosen", "rejected", "margin")}
+UNREAD_COLUMNS = frozenset({"tools", "images", "videos", "audios", "kto_tag"})
+DEFAULT_TAGS = {
+    "sharegpt": {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"},
+    "openai": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSpec:
+    """One part of a `dataset` setting: a name or path, and at most how many of its rows."""
+
+    name: str
+    cap: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HubDataset:
+    """Where a dataset lies on the hub."""
+
+    name: str
+    subset: str | None = None
+    split: str = "train"
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnMap:
+    """How a dataset's own column names and role names translate into the standard ones."""
+
+    columns: Mapping[str, str]
+    """{standard column: the dataset's column}."""
+    tags: Mapping[str, str] | None = None
+    """{role_tag, content_tag, user_tag ...} of message lists; None where there are none."""
+
+    def rename(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with standard column names, and messages as role/content. Columns not named are left out."""
+        renamed = {standard: row[own] for standard, own in self.columns.items() if own in row}
+        if self.tags is not None:
+            for column in ("messages", "chosen", "rejected"):
+                if column in renamed:
+                    renamed[column] = self._standard_messages(renamed[column])
+        return renamed
+
+    def _standard_messages(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._standard_messages(item) for item in value]
+        assert self.tags is not None
+        role_key, content_key = self.tags["role_tag"], self.tags["content_tag"]
+        if not isinstance(value, dict) or role_key not in value or content_key not in value:
+            return value  # left as it is: the format says what it found and what it expected
+        roles = {
+            self.tags["user_tag"]: "user",
+            self.tags["assistant_tag"]: "assistant",
+            self.tags.get("system_tag", "system"): "system",
+        }
+        return {"role": roles.get(value[role_key], value[role_key]), "content": value[content_key]}
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSource:
+    """Where a dataset lies and how to read it."""
+
+    name: str
+    path: Path | None = None
+    hub: HubDataset | None = None
+    column_map: ColumnMap | None = None
+    """None: the columns have standard names."""
+    ranking: bool = False
+    """The registry says that every row ranks several answers."""
+    system: str = ""
+    """System message for the rows that have none."""
+    num_samples: int | None = None
+    sha1: str | None = None
+
+
+def parse_dataset_spec(text: str) -> list[DatasetSpec]:
+    """The datasets of a setting, in order. A cap is `@` or `#` and digits (or `all`) at the end of a name.
+
+    >>> parse_dataset_spec("alpaca_zh, data/me@home.json@1000")
+    [DatasetSpec(name='alpaca_zh', cap=None), DatasetSpec(name='data/me@home.json', cap=1000)]
+    """
+    specs = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(.+?)(?:[@#](\d+|all))?", part.strip())
+        if match is None:
+            raise DataError(
+                "found an empty name, expected names separated by commas", where=f"dataset: {text}", remedy="a,b@1000"
+            )
+        name, cap = match.groups()
+        if cap is not None and cap != "all" and int(cap) == 0:
+            raise DataError(f"{part.strip()} takes no rows, expected a cap of at least 1", where=f"dataset: {text}")
+        specs.append(DatasetSpec(name, None if cap in (None, "all") else int(cap)))
+    return specs
+
+
+def resolve(name: str, dataset_dir: str | Path) -> DatasetSource:
+    """What `name` means: an entry of the registry, else `hub:...`, else a path (from here, else from `dataset_dir`).
+
+    Raises:
+        DataError: Nothing has that name, or its entry cannot be read; near names and the registry are named.
+    """
+    directory = Path(dataset_dir)
+    registry_path = directory / REGISTRY_FILE
+    registry = _read_registry(registry_path) if registry_path.is_file() else {}
+    if name in registry:
+        return _source_of(name, registry[name], directory, where=f"{registry_path}: {name}")
+    if name.startswith(HUB_PREFIX):
+        return DatasetSource(name, hub=HubDataset(name.removeprefix(HUB_PREFIX)))
+    for path in (Path(name), directory / name):
+        if path.exists():
+            return DatasetSource(name, path=path)
+    known = f"it lists {len(registry)} datasets" if registry_path.is_file() else "there is no such file"
+    raise DataError(
+        f"no dataset and no file is named {name!r}; looked in {registry_path} ({known})",
+        where=f"dataset: {name}",
+        remedy=did_you_mean(name, registry) or f"add it to {registry_path}, give a path, or write hub:owner/name",
+    )
+
+
+def _read_registry(path: Path) -> dict[str, Any]:
+    try:
+        registry = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"not valid JSON at column {error.colno}: {error.msg}", where=f"{path}:{error.lineno}"
+        ) from None
+    if not isinstance(registry, dict):
+        raise DataError("found no object, expected {name: {file_name: ...}}", where=str(path))
+    return registry
+
+
+def _source_of(name: str, entry: Any, directory: Path, *, where: str) -> DatasetSource:
+    if not isinstance(entry, dict):
+        raise DataError("found no object, expected {file_name: ...}", where=where)
+    for key in entry:
+        if key not in ENTRY_KEYS:
+            raise DataError(f"unknown key {key!r}", where=where, remedy=did_you_mean(key, ENTRY_KEYS) or "remove it")
+    hub, path = None, None
+    if entry.get("hf_hub_url"):
+        hub = HubDataset(entry["hf_hub_url"], entry.get("subset"), entry.get("split") or "train")
+    elif entry.get("file_name"):
+        path = directory / entry["file_name"]
+    else:
+        key = next((k for k in ("script_url", "ms_hub_url", "om_hub_url") if entry.get(k)), None)
+        raise DataError(
+            f"{key} cannot be read" if key else "found no source, expected file_name or hf_hub_url",
+            where=where,
+            remedy="convert the data to .jsonl once, and give it as file_name",
+        )
+    return DatasetSource(
+        name,
+        path=path,
+        hub=hub,
+        column_map=_column_map(entry, where=where),
+        ranking=bool(entry.get("ranking")),
+        system=entry.get("system") or "",
+        num_samples=entry.get("num_samples"),
+        sha1=entry.get("file_sha1") if path is not None else None,
+    )
+
+
+def _column_map(entry: Mapping[str, Any], *, where: str) -> ColumnMap | None:
+    """The renaming an entry asks for. Where `columns` is given, a column it does not name (or names "") is absent."""
+    formatting = entry.get("formatting", "alpaca")
+    if formatting not in ("alpaca", *DEFAULT_TAGS):
+        raise DataError(
+            f"found formatting {formatting!r}, expected one of alpaca, {', '.join(DEFAULT_TAGS)}", where=where
+        )
+    named = entry.get("columns")
+    if formatting == "alpaca":
+        if named is None:
+            return None
+        standard_names, tags = ALPACA_COLUMNS | COMMON_COLUMNS, None
+    else:
+        standard_names = {"messages": "messages"} | COMMON_COLUMNS
+        tags = DEFAULT_TAGS[formatting] | entry.get("tags", {})
+        named = named or {"messages": "conversations" if formatting == "sharegpt" else "messages"}
+    columns = {}
+    for key, own in named.items():
+        if not own:
+            continue
+        if key in UNREAD_COLUMNS:
+            raise DataError(f"the column {key!r} is not supported", where=where, remedy="remove it from columns")
+        if key not in standard_names:
+            hint = did_you_mean(key, standard_names) or f"expected some of {', '.join(standard_names)}"
+            raise DataError(f"unknown column {key!r} in columns", where=where, remedy=hint)
+        columns[standard_names[key]] = own
+    return ColumnMap(columns, tags)

@@ -1,0 +1,28 @@
+"""A fingerprint of base weights: tells whether an adapter belongs to a base without reading every byte."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+SAMPLES_PER_TENSOR = 16
+SMALLEST = 1e-4
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Sixteen hex digits from the names, shapes and a few values of the parameters.
+
+    The values are rounded to bfloat16 and tiny ones to zero, so that the same weights loaded in another precision have
+    the same fingerprint. Take it before any adapter is attached.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().reshape(-1)
+        picks = torch.linspace(0, flat.numel() - 1, min(SAMPLES_PER_TENSOR, flat.numel())).long().to(flat.device)
+        values = flat[picks].to(torch.bfloat16).float()
+        values = torch.where(values.abs() < SMALLEST, torch.zeros_like(values), values)
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(values.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

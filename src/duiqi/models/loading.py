@@ -1,0 +1,180 @@
+"""Loading base models and tokenizers, and finding out what a path is: a model, an adapter or a run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from duiqi.errors import ModelError
+from duiqi.models.adapters import CONFIG_NAME, mount, read_adapter
+from duiqi.models.card import ModelCard, read_card
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Located:
+    """What a path given by the user holds."""
+
+    base: str
+    """Directory or hub name of the full model."""
+    adapter: Path | None
+    card: ModelCard | None
+
+    @property
+    def leaf(self) -> str:
+        """The directory that carries the tokenizer and the card: the adapter if there is one."""
+        return str(self.adapter or self.base)
+
+
+def locate(path: str) -> Located:
+    """Say what `path` is: a full model (directory or hub name), or an adapter and the base it belongs to.
+
+    Raises:
+        ModelError: The directory holds neither, or the base it names is gone.
+    """
+    directory = Path(path).expanduser()
+    if not directory.exists():
+        if path.startswith((".", "/", "~")) or path.count("/") > 1:
+            raise ModelError("there is no such directory", where=path, remedy="check the path")
+        return Located(base=path, adapter=None, card=None)
+    card = read_card(directory)
+    if (directory / CONFIG_NAME).is_file():
+        return Located(base=_base_of(directory, card), adapter=directory, card=card)
+    if (directory / "config.json").is_file():
+        return Located(base=str(directory), adapter=None, card=card)
+    if (directory / "checkpoints").is_dir():
+        raise ModelError(
+            "this run has not finished, so it has no result yet",
+            where=path,
+            remedy=f"use a checkpoint of it, e.g. {directory / 'last'}, or finish it with resume_from_checkpoint: true",
+        )
+    raise ModelError(
+        "neither a model (config.json) nor an adapter (adapter_config.json) is here",
+        where=path,
+        remedy="give a model directory, a hub name, an adapter or a run directory",
+    )
+
+
+def _base_of(directory: Path, card: ModelCard | None) -> str:
+    named = card.base if card else read_adapter(directory).base
+    if Path(named).exists() or not os.path.isabs(named):
+        return named
+    if card and card.base_relative and (directory / card.base_relative).exists():
+        return str((directory / card.base_relative).resolve())
+    raise ModelError(
+        f"its base model {named} is not there any more",
+        where=str(directory),
+        remedy="put the base back, or name its new place with model_name_or_path",
+    )
+
+
+def choose_device(device: str) -> torch.device:
+    """The device that `auto` means here, or the one named.
+
+    Raises:
+        ModelError: The device does not exist.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"device {device!r} cannot be used ({reason})", where="device", remedy="try auto") from error
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The precision that `dtype` names; auto is bfloat16 on a GPU that has it, float32 elsewhere."""
+    if dtype != "auto":
+        return _DTYPES[dtype]
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def load_causal_lm(
+    path: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    attn_implementation: str = "sdpa",
+    trust_remote_code: bool = False,
+    from_scratch: bool = False,
+) -> PreTrainedModel:
+    """A causal language model in evaluation mode, nothing trainable.
+
+    Raises:
+        ModelError: Nothing loadable is there.
+    """
+    try:
+        if from_scratch:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+            )
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+            )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"cannot be loaded as a causal language model ({reason})",
+            where=path,
+            remedy="give a directory with config.json and weights, or the name of a model on the hub",
+        ) from error
+    model.requires_grad_(False)
+    return model.to(device).eval()
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in `path`, with a padding token chosen when it has none.
+
+    Raises:
+        ModelError: There is none, or it has no end token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"has no tokenizer that can be loaded ({reason})", where=path) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "the tokenizer has no end token (eos_token), so answers could never end",
+            where=path,
+            remedy="set eos_token in its tokenizer_config.json",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    path: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A model or run by its path, its adapter attached: a transformers model, `forward` and `generate` included.
+
+    >>> model = load_model("runs/sft")  # doctest: +SKIP
+    """
+    where = locate(path)
+    chosen = choose_device(device)
+    model = load_causal_lm(
+        where.base, device=chosen, dtype=choose_dtype(dtype, chosen), trust_remote_code=trust_remote_code
+    )
+    if where.adapter is not None:
+        mount(model, "policy", read_adapter(where.adapter), trainable=False)
+        model.to(chosen)
+    return model.eval()

@@ -1,0 +1,112 @@
+"""Reward models: a role on the shared base, or a network of its own. The score is read at the last real token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from duiqi.errors import ModelError
+from duiqi.models.adapters import mount, read_adapter
+from duiqi.models.loading import Located, choose_device, choose_dtype, load_tokenizer, locate
+from duiqi.models.shared_base import SharedBase, last_token
+
+ScoreRows = Callable[[Tensor, Tensor], Tensor]
+"""Token ids B x T and their attention mask to scores B."""
+
+
+@dataclass(frozen=True)
+class SharedReward:
+    """The reward adapter and head of a shared base."""
+
+    base: SharedBase
+    role: str = "reward"
+
+    def __call__(self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
+        with self.base.acting(self.role):
+            hidden = self.base.hidden_states(input_ids, attention_mask)
+            scores: Tensor = self.base.heads[self.role](last_token(hidden, attention_mask))
+            return scores
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+
+@dataclass(frozen=True)
+class StandaloneReward:
+    """A transformers sequence classifier with one label."""
+
+    network: PreTrainedModel
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
+        trunk = getattr(self.network, self.network.base_model_prefix)
+        positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        hidden = trunk(input_ids, attention_mask=attention_mask.long(), position_ids=positions).last_hidden_state
+        head: nn.Linear = self.network.score
+        picked = last_token(hidden, attention_mask).to(head.weight.dtype)
+        return torch.nn.functional.linear(picked, head.weight).squeeze(-1).float()
+
+    @property
+    def device(self) -> torch.device:
+        place: torch.device = next(self.network.parameters()).device
+        return place
+
+
+def score_token_rows(
+    reward: SharedReward | StandaloneReward, rows: Sequence[Sequence[int]], *, batch_size: int = 32
+) -> Float[Tensor, " B"]:
+    """Scores of token rows, in batches of similar length; order kept, on the CPU in float32."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    scores = torch.zeros(len(rows))
+    for start in range(0, len(order), batch_size):
+        picked = order[start : start + batch_size]
+        ids = pad_sequence([torch.tensor(rows[i]) for i in picked], batch_first=True)
+        lengths = torch.tensor([len(rows[i]) for i in picked])
+        mask = torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
+        scores[picked] = reward(ids.to(reward.device), mask.to(reward.device)).float().cpu()
+    return scores
+
+
+def load_reward_model(
+    path: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A reward model by its path: a transformers sequence classifier with one label, its adapter attached.
+
+    Raises:
+        ModelError: `path` is not a reward model.
+    """
+    where = locate(path)
+    _check_is_reward_model(where, path)
+    chosen = choose_device(device)
+    tokenizer = load_tokenizer(where.leaf, trust_remote_code=trust_remote_code)
+    network: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        where.base,
+        num_labels=1,
+        dtype=choose_dtype(dtype, chosen),
+        pad_token_id=tokenizer.pad_token_id,
+        trust_remote_code=trust_remote_code,
+    )
+    if where.adapter is not None:
+        saved = read_adapter(where.adapter)
+        if saved.score is None:
+            raise ModelError("the adapter has no score head, so it is not a reward model", where=path)
+        mount(network, "reward", saved, trainable=False)
+        with torch.no_grad():
+            network.score.weight = nn.Parameter(saved.score.clone(), requires_grad=False)
+    return network.to(chosen).requires_grad_(False).eval()
+
+
+def _check_is_reward_model(where: Located, path: str) -> None:
+    if where.card is not None and where.card.role != "reward":
+        raise ModelError(
+            f"this is the {where.card.role} of a {where.card.stage} run, not a reward model",
+            where=path,
+            remedy="give the output_dir of a `duiqi rm` run",
+        )

@@ -1,0 +1,55 @@
+"""Writing a role so that it loads at once: PEFT's layout for adapters, transformers' for full models, plus the card."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from duiqi.models.adapters import save_adapter
+from duiqi.models.card import CARD_NAME, ModelCard
+from duiqi.models.shared_base import SharedBase
+
+
+def save_role(
+    base: SharedBase, role: str, directory: Path, *, card: ModelCard, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Write the adapter of `role` (or the whole model), its score head if it is a reward model, tokenizer and card."""
+    seat = base.seat(role)
+    head = base.heads.get(role) if role == "reward" else None
+    origin = _absolute(base.name)
+    if seat.adapter is not None:
+        score = None if head is None else head.weight
+        save_adapter(directory, seat.network, seat.adapter, seat.config, base=origin, score=score)
+    elif head is None:
+        seat.network.save_pretrained(directory)
+    else:
+        _as_sequence_classifier(seat.network, head.weight, tokenizer).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    relative = os.path.relpath(origin, directory) if os.path.isabs(origin) else None
+    complete = replace(card, base=origin, base_fingerprint=base.fingerprint, base_relative=relative)
+    (directory / CARD_NAME).write_text(complete.to_json(), encoding="utf-8")
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def _as_sequence_classifier(
+    network: PreTrainedModel, score: torch.Tensor, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """The same trunk under transformers' sequence-classification class, sharing its storage."""
+    config = copy.deepcopy(network.config)
+    config.num_labels = 1
+    config.pad_token_id = tokenizer.pad_token_id
+    with torch.device("meta"):
+        classifier = AutoModelForSequenceClassification.from_config(config)
+    prefix = f"{network.base_model_prefix}."
+    weights = {name: value for name, value in network.state_dict().items() if name.startswith(prefix)}
+    weights["score.weight"] = score.detach().to(network.dtype)
+    classifier.load_state_dict(weights, assign=True)
+    return classifier

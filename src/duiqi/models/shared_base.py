@@ -1,0 +1,281 @@
+"""One resident base model and the roles that share it: policy, reference, reward, value.
+
+A role is an adapter (or none) and perhaps a head on the same frozen weights. Nothing is merged or copied to train; only
+full fine-tuning, which moves the base itself, keeps a frozen copy for the reference.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from duiqi.errors import ModelError
+from duiqi.models.adapters import (
+    LoRASpec,
+    SavedAdapter,
+    adapter_parameters,
+    attach,
+    copy_weights,
+    hear,
+    heard,
+    lora_config,
+    mount,
+)
+from duiqi.models.fingerprint import fingerprint
+from duiqi.models.heads import ScalarHead
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a role is made of: the network it runs on, and the adapter heard there (None: the bare network)."""
+
+    network: PreTrainedModel
+    adapter: str | None = None
+    config: Any = None
+    """PEFT's configuration of the adapter, kept for saving."""
+
+
+class SharedBase:
+    """The base model with its roles.
+
+    Args:
+        model: A causal language model; frozen here.
+        name: The path or hub name it was loaded from, recorded with every adapter.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, name: str) -> None:
+        self.model = model
+        self.name = name
+        self.fingerprint = fingerprint(model)
+        self._device: torch.device = next(model.parameters()).device
+        self.heads: dict[str, ScalarHead] = {}
+        model.requires_grad_(False)
+        model.eval()
+        _check_head_splits(model)
+        self._seats: dict[str, Seat] = {}
+        self._active = Seat(model)
+
+    # -- roles ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    def seat(self, role: str) -> Seat:
+        """What `role` is made of; asserts that it was seated."""
+        assert role in self._seats, f"role {role} has no seat"
+        return self._seats[role]
+
+    def has(self, role: str) -> bool:
+        return role in self._seats
+
+    def seat_new_adapter(self, role: str, spec: LoRASpec) -> None:
+        """Give `role` a fresh adapter that trains; its output is the base's until it has learned."""
+        config = lora_config(spec, self.model)
+        attach(self.model, role, config, trainable=True)
+        self._seats[role] = Seat(self.model, role, config)
+        self._settle()
+
+    def seat_saved_adapter(self, role: str, saved: SavedAdapter, *, trainable: bool, beside: str | None = None) -> None:
+        """Give `role` a copy of an adapter on disk, on the base or on the network of the role `beside`."""
+        network = self.seat(beside).network if beside else self.model
+        mount(network, role, saved, trainable=trainable)
+        self._seats[role] = Seat(network, role, saved.config)
+        self._settle()
+
+    def seat_copy(self, role: str, of: str, *, trainable: bool) -> None:
+        """Give `role` what role `of` is now: its own copy of the adapter, or the same bare network."""
+        source = self.seat(of)
+        if source.adapter is None:
+            self._seats[role] = source
+            return
+        attach(self.model, role, source.config, trainable=trainable)
+        copy_weights(self.model, source.adapter, role)
+        self._seats[role] = replace(source, adapter=role)
+        self._settle()
+
+    def seat_bare(self, role: str) -> None:
+        """Let `role` be the base as it is, without an adapter."""
+        self._seats[role] = Seat(self.model)
+
+    def share_seat(self, role: str, of: str) -> None:
+        """Let `role` be the same network and adapter as role `of`, now and later."""
+        self._seats[role] = self.seat(of)
+
+    def seat_full(self, role: str) -> None:
+        """Let `role` be the base itself, every weight of it trainable."""
+        self.model.requires_grad_(True)
+        self._seats[role] = Seat(self.model)
+
+    def seat_frozen_copy(self, role: str) -> None:
+        """Let `role` be a frozen copy of the whole base as it is now; only full fine-tuning needs that."""
+        frozen = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self._seats[role] = Seat(frozen)
+
+    def add_head(self, role: str, weight: Tensor | None = None, *, trainable: bool = True) -> ScalarHead:
+        """Put a head of one output on `role`: with `weight` (1 x H), or zero."""
+        head = ScalarHead(self.hidden_size, device=self.device)
+        with torch.no_grad():
+            head.reset_to_zero() if weight is None else head.weight.copy_(weight)
+        head.requires_grad_(trainable)
+        self.heads[role] = head
+        return head
+
+    def rest_on(self, role: str) -> None:
+        """Let `role` be the active one outside every context: what a recomputation in the backward pass will see."""
+        self._active = self.seat(role)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Attaching an adapter makes PEFT listen to it; listen to the active role again."""
+        hear(self._active.network, self._active.adapter)
+
+    @contextmanager
+    def role(self, name: str) -> Iterator[None]:
+        """Within this context the network is `name`: its weights, its adapter."""
+        seat, before = self.seat(name), self._active
+        self._active = seat
+        try:
+            with heard(seat.network, seat.adapter):
+                yield
+        finally:
+            self._active = before
+
+    @contextmanager
+    def acting(self, name: str) -> Iterator[None]:
+        """`role(name)` for inference: dropout off, no gradient."""
+        network = self.seat(name).network
+        was_training = network.training
+        network.eval()
+        try:
+            with torch.no_grad(), self.role(name):
+                yield
+        finally:
+            network.train(was_training)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter that learns, by name, heads included."""
+        found = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        for role, head in self.heads.items():
+            found.update({f"heads.{role}.{name}": p for name, p in head.named_parameters() if p.requires_grad})
+        return found
+
+    def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """The parameters of one role's adapter, or of the whole network where it has none."""
+        seat = self.seat(role)
+        if seat.adapter is None:
+            return dict(seat.network.named_parameters())
+        return adapter_parameters(seat.network, seat.adapter)
+
+    def prepare_training(self, *, gradient_checkpointing: bool) -> None:
+        """Put the base into training mode, dropout on; checkpointing computes activations again backwards."""
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.train()
+
+    def disable_dropout(self) -> None:
+        """Set every dropout to zero, so that training and scoring see the same network (PPO, DPO)."""
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0
+
+    # -- computing with the active role --------------------------------------------------------------------------------
+
+    def new_cache(self) -> DynamicCache:
+        """An empty key-value cache of the right kind for this architecture."""
+        return DynamicCache(config=self.model.config)
+
+    def trunk(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "B T"] | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+    ) -> tuple[Float[Tensor, "B T H"], Cache | None]:
+        """Last hidden states (after the final norm) of the active role, and the cache if asked for."""
+        output = _trunk_of(self._active.network)(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+        return output.last_hidden_state, output.past_key_values
+
+    def logits(self, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
+        """Float32 logits of the active role's head."""
+        return _project(self._active.network, hidden)
+
+    def values(self, hidden: Float[Tensor, "*N H"]) -> Float[Tensor, "*N"] | None:
+        """The value head's estimates, or None where the active role is not the critic."""
+        if self._active is not self._seats.get("value"):
+            return None
+        estimates: Tensor = self.heads["value"](hidden)
+        return estimates
+
+    def hidden_states(
+        self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T H"]:
+        """Hidden states of padded rows under the active role; padding may be on either side."""
+        if bool(attention_mask.all()):
+            return self.trunk(input_ids)[0]
+        mask = attention_mask.long()
+        left_padded = not bool(attention_mask[:, 0].all())
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0) if left_padded else None
+        return self.trunk(input_ids, attention_mask=mask, position_ids=positions)[0]
+
+
+def last_token(hidden: Float[Tensor, "B T H"], attention_mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B H"]:
+    """The hidden state at each row's last real token, whichever side the padding is on."""
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    last = (positions * attention_mask).argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def _trunk_of(network: PreTrainedModel) -> nn.Module:
+    decoder: nn.Module = network.get_decoder()
+    inner: nn.Module = getattr(network, network.base_model_prefix)
+    return inner if decoder is network else decoder
+
+
+def _project(network: PreTrainedModel, hidden: Tensor) -> Tensor:
+    head = network.get_output_embeddings()
+    logits: Tensor = head(hidden.to(head.weight.dtype)).float()
+    config = network.config
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        logits = logits * scale
+    if divisor := getattr(config, "logits_scaling", None):  # Granite
+        logits = logits / divisor
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+        logits = cap * torch.tanh(logits / cap)
+    return logits
+
+
+@torch.no_grad()
+def _check_head_splits(model: PreTrainedModel) -> None:
+    """Assert once that trunk and head, called apart, give the model's own logits."""
+    ids = torch.arange(4, device=next(model.parameters()).device).unsqueeze(0)
+    whole = model(input_ids=ids, use_cache=False).logits.float()
+    split = _project(model, _trunk_of(model)(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.allclose(whole, split, rtol=1e-2, atol=1e-2):
+        raise ModelError(
+            f"{type(model).__name__} does something unknown between its last hidden state and its logits",
+            where=str(model.config.name_or_path),
+            remedy="please report the architecture; until then use another base model",
+        )

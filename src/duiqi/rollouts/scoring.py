@@ -1,0 +1,200 @@
+"""What scores an answer: a reward adapter on the shared base, another model, a function, or a weighted mix."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from duiqi.errors import DuiqiError, SettingsError
+from duiqi.models.reward import SharedReward, StandaloneReward, score_token_rows
+from duiqi.types import Message, last_user_text
+
+Conversation = tuple[Message, ...]
+_WEIGHT = re.compile(r"^(?P<name>.+)@(?P<weight>-?[0-9.]+)$")
+_FUNCTION = re.compile(r"^(?P<file>.+\.py):(?P<name>\w+)$")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of a batch of answers, and the parts they are the weighted sum of."""
+
+    total: Float[Tensor, " B"]
+    parts: dict[str, Float[Tensor, " B"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer to be scored, as text and, where the caller has them, as the policy's own tokens."""
+
+    prompt: Conversation
+    answer: str
+    prompt_ids: tuple[int, ...] = ()
+    answer_ids: tuple[int, ...] = ()
+
+
+class Scorer(Protocol):
+    """Anything that turns answers into one number each; higher is better."""
+
+    @property
+    def name(self) -> str: ...
+
+    def score(self, candidates: Sequence[Candidate]) -> Float[Tensor, " B"]:
+        """One float32 number per candidate, on the CPU."""
+
+
+class SharedScorer:
+    """A reward adapter and its head on the base that the policy uses; reads the policy's own tokens."""
+
+    def __init__(self, reward: SharedReward, *, name: str, batch_size: int = 32) -> None:
+        self.name = name
+        self._reward, self._batch_size = reward, batch_size
+
+    def score(self, candidates: Sequence[Candidate]) -> Float[Tensor, " B"]:
+        rows = [c.prompt_ids + c.answer_ids for c in candidates]
+        return score_token_rows(self._reward, rows, batch_size=self._batch_size)
+
+
+class ModelScorer:
+    """A reward model of its own, with its own tokenizer and template; reads the text.
+
+    Args:
+        reward: The network.
+        encode: Prompt and answer to the row that is scored, end token included.
+        name: What the log calls it.
+    """
+
+    def __init__(
+        self,
+        reward: StandaloneReward,
+        encode: Callable[[Conversation, str], Sequence[int]],
+        *,
+        name: str,
+        batch_size: int = 32,
+    ) -> None:
+        self.name = name
+        self._reward, self._encode, self._batch_size = reward, encode, batch_size
+
+    def score(self, candidates: Sequence[Candidate]) -> Float[Tensor, " B"]:
+        rows = [self._encode(c.prompt, c.answer) for c in candidates]
+        return score_token_rows(self._reward, rows, batch_size=self._batch_size)
+
+
+class FunctionScorer:
+    """A Python function `name(prompts, answers) -> scores` in a file of the user's.
+
+    `prompts` are the users' last messages. A function that has a parameter `messages` is also given the whole
+    conversations, as lists of {"role", "content"}.
+    """
+
+    def __init__(self, file: str, name: str) -> None:
+        self.name = name
+        self._where = f"{file}:{name}"
+        self._function = _load_function(Path(file).expanduser(), name)
+        self._wants_messages = "messages" in inspect.signature(self._function).parameters
+
+    def score(self, candidates: Sequence[Candidate]) -> Float[Tensor, " B"]:
+        keywords: dict[str, Any] = {}
+        if self._wants_messages:
+            keywords["messages"] = [
+                [{"role": m.role, "content": m.content} for m in candidate.prompt] for candidate in candidates
+            ]
+        prompts = [last_user_text(c.prompt) for c in candidates]
+        try:
+            scores = list(self._function(prompts, [c.answer for c in candidates], **keywords))
+        except Exception as error:
+            raise ScoringError(f"the reward function {self._where} raised {type(error).__name__}: {error}") from error
+        if len(scores) != len(candidates):
+            raise ScoringError(
+                f"the reward function {self._where} returned {len(scores)} scores for {len(candidates)} answers"
+            )
+        try:
+            numbers = [float(score) for score in scores]
+        except (TypeError, ValueError) as error:
+            raise ScoringError(f"the reward function {self._where} returned something else than numbers") from error
+        if bad := [i for i, number in enumerate(numbers) if not math.isfinite(number)]:
+            answer = candidates[bad[0]].answer
+            raise ScoringError(
+                f"the reward function {self._where} returned {numbers[bad[0]]} for the answer {answer!r}"
+            )
+        return torch.tensor(numbers, dtype=torch.float32)
+
+
+class ScoringError(DuiqiError):
+    """The user's reward function failed; the message says how, and the run stops."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class ScoreMix:
+    """A weighted sum of scorers, every part kept for the log."""
+
+    parts: tuple[tuple[Scorer, float], ...]
+
+    def score(self, candidates: Sequence[Candidate]) -> Scored:
+        scores = {scorer.name: scorer.score(candidates) for scorer, _ in self.parts}
+        total = torch.stack([scores[scorer.name] * weight for scorer, weight in self.parts]).sum(dim=0)
+        return Scored(total, scores if len(self.parts) > 1 else {})
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """One part of the setting `reward_model`."""
+
+    source: str
+    weight: float = 1.0
+
+    @property
+    def function(self) -> tuple[str, str] | None:
+        """File and name, if this part is a Python function."""
+        match = _FUNCTION.match(self.source)
+        return (match["file"], match["name"]) if match else None
+
+
+def parse_reward_specs(text: str) -> list[RewardSpec]:
+    """Read `runs/rm, checks.py:polite@0.2`.
+
+    Raises:
+        SettingsError: Nothing is named.
+
+    >>> parse_reward_specs("runs/rm,checks.py:polite@0.2")[1]
+    RewardSpec(source='checks.py:polite', weight=0.2)
+    """
+    specs = []
+    for part in (piece.strip() for piece in text.split(",")):
+        if match := _WEIGHT.match(part):
+            specs.append(RewardSpec(match["name"], float(match["weight"])))
+        elif part:
+            specs.append(RewardSpec(part))
+    if not specs:
+        raise SettingsError("names nothing that scores", where="reward_model", remedy="give a reward-model run")
+    return specs
+
+
+def _load_function(file: Path, name: str) -> Callable[..., Sequence[float]]:
+    where = f"reward_model {file}:{name}"
+    if not file.is_file():
+        raise SettingsError("there is no such file", where=where, remedy="check the path")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise SettingsError(f"the file cannot be run ({type(error).__name__}: {error})", where=where) from error
+    function = vars(module).get(name)
+    if not callable(function):
+        defined = ", ".join(key for key, value in vars(module).items() if inspect.isfunction(value)) or "no function"
+        raise SettingsError(f"the file has no function {name!r}", where=where, remedy=f"it defines: {defined}")
+    return function  # type: ignore[no-any-return]

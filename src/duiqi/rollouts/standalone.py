@@ -1,0 +1,40 @@
+"""A reward model opened from its own files: its network, its tokenizer, its template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from duiqi.data.encoding import encode_conversation, token_budget
+from duiqi.data.templates import from_dict, get_template
+from duiqi.models.loading import load_tokenizer, locate
+from duiqi.models.reward import StandaloneReward, load_reward_model
+from duiqi.rollouts.scoring import Conversation, ModelScorer
+from duiqi.types import Example, Origin
+
+
+def open_reward_model(
+    path: str, *, name: str, cutoff_len: int, dtype: str = "auto", device: str = "auto", batch_size: int = 32
+) -> ModelScorer:
+    """Open a reward model so that it scores text with the template it was trained with.
+
+    Args:
+        path: A reward-model run, or any transformers sequence classifier with one label.
+        name: What logs call it.
+        cutoff_len: Longest prompt and answer together, in tokens.
+
+    Raises:
+        ModelError: It is not a reward model.
+        TemplateError: It says nothing of its template and its tokenizer has none.
+    """
+    where = locate(path)
+    tokenizer = load_tokenizer(where.leaf)
+    described = where.card.template if where.card is not None else None
+    template = from_dict(described, tokenizer) if described else get_template(None, tokenizer)
+    budget = token_budget(cutoff_len)
+
+    def encode(prompt: Conversation, answer: str) -> Sequence[int]:
+        example = Example(kind="demonstration", prompt=prompt, answers=(answer,), origin=Origin(name))
+        return encode_conversation(template, tokenizer, example=example, budget=budget).input_ids
+
+    reward = StandaloneReward(load_reward_model(path, dtype=dtype, device=device))
+    return ModelScorer(reward, encode, name=name, batch_size=batch_size)

@@ -1,0 +1,77 @@
+"""Answers to a file of prompts, one JSON line each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from duiqi.data.loading import load_examples
+from duiqi.data.registry import DatasetSpec
+from duiqi.errors import DataError
+from duiqi.journal.files import writing
+from duiqi.serving.progress import tracked
+from duiqi.serving.speaker import Speaker, open_speaker
+from duiqi.types import Example, Rollout, Sampling
+
+BATCHES_PER_WRITE = 4
+
+
+def generate_file(
+    model: str,
+    file: str,
+    output_file: str,
+    *,
+    sampling: Sampling,
+    template: str | None = None,
+    system: str | None = None,
+    source_prefix: str | None = None,
+    max_samples: int | None = None,
+    batch_size: int = 16,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> int:
+    """Answer every row of `file` and write `prompt`, `predict` and `label` of each to `output_file`, in order.
+
+    A row without a reference answer gets an empty label. Returns the number of rows.
+
+    Raises:
+        UserError: The model or the file cannot be used, or the output cannot be written.
+    """
+    target = Path(output_file)
+    if target.exists():
+        raise DataError("this file is already there", where=output_file, remedy="give another --output_file")
+    loaded = load_examples([DatasetSpec(file)], dataset_dir=".", need="conversation", seed=0, max_samples=max_samples)
+    speaker = open_speaker(
+        model,
+        template=template,
+        system=system,
+        source_prefix=source_prefix,
+        dtype=dtype,
+        device=device,
+        batch_size=batch_size,
+    )
+    examples = loaded.examples
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}.partial")
+        with draft.open("w", encoding="utf-8") as lines:
+            answered = answers(speaker, examples, sampling, rows_at_once=batch_size * BATCHES_PER_WRITE)
+            for example, rollout in tracked(zip(examples, answered, strict=True), total=len(examples), what="answers"):
+                row = {
+                    "prompt": example.prompt[-1].content,
+                    "predict": rollout.answer,
+                    "label": example.answers[0] if example.answers else "",
+                }
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+        draft.replace(target)
+    return len(examples)
+
+
+def answers(
+    speaker: Speaker, examples: Sequence[Example], sampling: Sampling, *, rows_at_once: int
+) -> Iterator[Rollout]:
+    """One answer per example, in order."""
+    for start in range(0, len(examples), rows_at_once):
+        prompts = [speaker.prompt_ids(example.prompt) for example in examples[start : start + rows_at_once]]
+        yield from speaker.decoder.generate(prompts, sampling, step=start)

@@ -1,0 +1,278 @@
+"""The settings, one small frozen dataclass per concern. A field's docstring is its help text on the command line.
+
+Names are those users know from transformers and LLaMA-Factory. Every name is unique over all groups, so a flat
+recipe or a flag finds its group by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+GROUP = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[int, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class ModelSettings:
+    """Model"""
+
+    model_name_or_path: str
+    """The base model: a directory or a hub name."""
+    adapter_name_or_path: str | None = None
+    """The adapter to start from: a run directory or a PEFT directory (its copy is trained, itself never changed)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the frozen base; adapters and heads stay in float32. auto: bfloat16 on a GPU, else float32."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """The attention kernel, as transformers names it."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class TuningSettings:
+    """Tuning"""
+
+    finetuning_type: Literal["lora", "full"] = "lora"
+    """lora trains small adapters on a frozen base; full trains every weight and keeps a frozen copy as reference."""
+    lora_rank: Positive = 8
+    """Rank of the adapters."""
+    lora_alpha: Positive | None = None
+    """Scale of the adapters: their output is multiplied by alpha / rank. Default: twice the rank."""
+    lora_dropout: Share = 0.0
+    """Dropout on the adapters' input while training; always off in rollouts and scoring."""
+    lora_target: str = "all"
+    """Names of the linear layers to adapt, separated by commas; all: every linear layer but the head."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead (rank-stabilised LoRA)."""
+    use_dora: bool = False
+    """Also learn the magnitude of each weight column (DoRA)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class DataSettings:
+    """Data"""
+
+    dataset: str
+    """Names in dataset_info.json or paths, separated by commas; name@1000 takes at most 1000 rows."""
+    dataset_dir: str = "data"
+    """The folder of dataset_info.json and its files."""
+    eval_dataset: str | None = None
+    """Datasets to evaluate on, named like `dataset`."""
+    val_size: NonNegative = 0.0
+    """Rows held out for evaluation: a share below 1, else a count."""
+    template: str | None = None
+    """How a conversation becomes text. Default: the tokenizer's own chat template."""
+    system: str = ""
+    """System message for rows that have none."""
+    source_prefix: str = ""
+    """Text put before every rendered prompt, the same in every stage."""
+    cutoff_len: Positive = 1024
+    """Longest sequence in tokens (for pretraining: the block size)."""
+    max_source_length: Positive | None = None
+    """Longest prompt in tokens; its oldest part is cut. Default: half of cutoff_len."""
+    max_target_length: Positive | None = None
+    """Longest answer in tokens, its end token included. Default: what max_source_length leaves of cutoff_len."""
+    mask_history: bool = False
+    """Learn the last answer of a conversation only, instead of every answer."""
+    max_samples: Positive | None = None
+    """At most this many rows of each dataset."""
+    max_bad_rows: Count = 0
+    """Malformed rows to skip (they are written to rejects.jsonl) before giving up."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class OptimizerSettings:
+    """Optimisation"""
+
+    learning_rate: NonNegative = 1e-4
+    """Peak learning rate of AdamW."""
+    num_train_epochs: NonNegative = 1.0
+    """Passes over the data."""
+    max_steps: Count = 0
+    """Stop after this many steps, whatever num_train_epochs says; 0: no limit."""
+    per_device_train_batch_size: Positive = 8
+    """Rows computed at once."""
+    gradient_accumulation_steps: Positive = 1
+    """Micro-batches of one step: a step sees per_device_train_batch_size x gradient_accumulation_steps rows."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    warmup_ratio: Share = 0.0
+    """Share of all steps in which the learning rate rises from 0."""
+    warmup_steps: Count = 0
+    """The same as a count; wins over warmup_ratio when not 0."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay (not on biases, norms and heads)."""
+    max_grad_norm: NonNegative = 1.0
+    """Clip the gradient's norm to this; 0: never."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    seed: Count = 42
+    """Seed of the initial adapters, the data order, dropout and sampling."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class RunSettings:
+    """Run"""
+
+    output_dir: str
+    """Where the run is written."""
+    overwrite_output_dir: bool = False
+    """Replace a run that is already there."""
+    resume_from_checkpoint: bool = False
+    """Go on from the last complete checkpoint in output_dir; starts anew where there is none."""
+    logging_steps: Positive = 10
+    """Steps between two lines of metrics.jsonl."""
+    eval_steps: Count = 0
+    """Steps between two evaluations; 0: at the end only."""
+    save_steps: Count = 0
+    """Steps between two checkpoints; 0: at the end only."""
+    save_total_limit: Positive | None = 3
+    """Checkpoints to keep; best and last are always kept."""
+    load_best_model_at_end: bool = False
+    """Make the best checkpoint the result, instead of the last."""
+    per_device_eval_batch_size: Positive = 16
+    """Rows computed at once in evaluation."""
+    plot_loss: bool = False
+    """Write plots/*.png at the end (needs matplotlib)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class ScratchSettings:
+    """Pretraining"""
+
+    train_from_scratch: bool = False
+    """Start from random weights: model_name_or_path holds config.json and the tokenizer only."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class RewardModelSettings:
+    """Reward model"""
+
+    center_rewards_coefficient: NonNegative = 0.0
+    """Weight of (chosen + rejected)^2, which keeps scores around 0."""
+    pair_weighting: Literal["prompt", "pair"] = "prompt"
+    """What counts once: a prompt (its K answers' pairs share one weight) or every pair."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class PreferenceSettings:
+    """Preference loss"""
+
+    pref_loss: Literal["sigmoid", "ipo", "hinge", "kto_pair", "orpo", "simpo", "cpo"] = "sigmoid"
+    """The loss: sigmoid is DPO."""
+    pref_beta: Annotated[float, Gt(0)] = 0.1
+    """Strength of the pull towards the reference (for simpo: scale of the length-normalised log-probability)."""
+    dpo_label_smoothing: Annotated[float, Ge(0), Le(0.5)] = 0.0
+    """Assumed share of swapped labels (conservative DPO)."""
+    pref_ftx: NonNegative = 0.0
+    """Weight of an extra cross-entropy on the chosen answer."""
+    simpo_gamma: NonNegative = 0.5
+    """Target margin of simpo."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class ReferenceSettings:
+    """Reference"""
+
+    ref_model: str | None = None
+    """Another adapter as the reference. Default: the policy as it is at step 0."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class SamplingSettings:
+    """Sampling"""
+
+    max_new_tokens: Positive = 128
+    """Longest answer in tokens."""
+    min_new_tokens: Count = 1
+    """No end token before this many tokens; 1: never an empty answer."""
+    temperature: NonNegative = 1.0
+    """Randomness of the answers; 0: always the most likely token."""
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Sample from the smallest set of tokens with this probability. Leave at 1 for PPO."""
+    top_k: Count = 0
+    """Sample from the k most likely tokens; 0: from all. Leave at 0 for PPO."""
+    repetition_penalty: Annotated[float, Gt(0)] = 1.0
+    """Above 1 makes tokens already there less likely. Leave at 1 for PPO."""
+    generation_batch_size: Positive = 64
+    """Answers decoded at once."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class ScoreSettings:
+    """Score"""
+
+    reward_model: str
+    """What scores answers: a reward-model run, or file.py:function(prompts, answers); a,b@0.5 mixes with weights."""
+    score_norm: bool = True
+    """Subtract the running mean of the scores and divide by their running standard deviation."""
+    score_clip: NonNegative = 5.0
+    """Clip the score to plus or minus this; 0: never."""
+    score_baseline: float = 0.0
+    """Subtracted from every score."""
+    missing_eos_penalty: NonNegative = 1.0
+    """Subtracted from the score of an answer that the length limit ended."""
+    allow_template_mismatch: bool = False
+    """Go on although the reward model was trained with another template."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class PPOSettings:
+    """PPO"""
+
+    advantage: Literal["gae", "rloo", "grpo", "reinforce++"] = "gae"
+    """Where advantages come from: gae needs a critic, the others compare answers."""
+    critic: Literal["shared", "adapter"] = "shared"
+    """shared: a value head on the policy's trunk; adapter: an adapter of its own, begun from the reward model's."""
+    rollout_batch_size: Positive = 64
+    """Answers sampled per step."""
+    answers_per_prompt: Positive = 1
+    """Answers sampled for the same prompt (rloo and grpo need at least 2)."""
+    mini_batch_size: Positive = 32
+    """Answers of one optimizer step."""
+    ppo_epochs: Positive = 2
+    """Passes over the rollouts of a step."""
+    init_kl_coef: NonNegative = 0.05
+    """Weight of the KL penalty against the reference, at the start."""
+    kl_target: NonNegative = 0.0
+    """KL per answer (nats) that the weight is steered to; 0: the weight stays."""
+    kl_horizon: Annotated[float, Gt(0)] = 10000.0
+    """Answers over which the steering acts."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Per-token estimator of the penalty (Schulman's k1, k2, k3)."""
+    gamma: Share = 1.0
+    """Discount per token."""
+    lam: Share = 0.95
+    """GAE's lambda."""
+    clip_range: Annotated[float, Gt(0)] = 0.2
+    """How far below 1 a probability ratio may move the loss."""
+    clip_range_high: Annotated[float, Gt(0)] = 0.28
+    """How far above 1."""
+    dual_clip: float | None = 3.0
+    """Bound of the loss for a negative advantage and a large ratio (above 1), or null."""
+    clip_range_value: NonNegative = 0.2
+    """How far the value may move from its old estimate; 0: free."""
+    vf_coef: NonNegative = 0.1
+    """Weight of the value loss."""
+    entropy_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    critic_warmup_steps: Count = 0
+    """First steps in which only the critic learns."""
+    whiten_advantages: bool = True
+    """Give the advantages of a step mean 0 and variance 1."""
+    target_kl: NonNegative = 0.1
+    """Leave the epochs of a step early when the policy moved 1.5 x this (approximate KL per token); 0: never."""
+    ratio_threshold: Annotated[float, Gt(1)] = 10.0
+    """Skip an optimizer step whose mean probability ratio exceeds this."""
+    num_eval_samples: Count = 4
+    """Held-out answers written to samples.jsonl at every evaluation."""

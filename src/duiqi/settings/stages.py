@@ -1,0 +1,122 @@
+"""Which groups of settings each stage has, and where its defaults differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from duiqi.settings.groups import (
+    DataSettings,
+    ModelSettings,
+    OptimizerSettings,
+    PPOSettings,
+    PreferenceSettings,
+    ReferenceSettings,
+    RewardModelSettings,
+    RunSettings,
+    SamplingSettings,
+    ScoreSettings,
+    ScratchSettings,
+    TuningSettings,
+)
+
+StageName = Literal["pretrain", "sft", "rm", "dpo", "ppo"]
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Continued pretraining, or pretraining from scratch, on plain text."""
+
+    model: ModelSettings
+    scratch: ScratchSettings
+    tuning: TuningSettings
+    data: DataSettings
+    optimizer: OptimizerSettings
+    run: RunSettings
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Supervised fine-tuning on demonstrations."""
+
+    model: ModelSettings
+    tuning: TuningSettings
+    data: DataSettings
+    optimizer: OptimizerSettings
+    run: RunSettings
+
+
+@dataclass(frozen=True)
+class RewardModelConfig:
+    """A reward model from ranked answers."""
+
+    model: ModelSettings
+    tuning: TuningSettings
+    data: DataSettings
+    reward: RewardModelSettings
+    optimizer: OptimizerSettings
+    run: RunSettings
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    """Direct preference optimisation and its kin."""
+
+    model: ModelSettings
+    tuning: TuningSettings
+    data: DataSettings
+    preference: PreferenceSettings
+    reference: ReferenceSettings
+    optimizer: OptimizerSettings
+    run: RunSettings
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation with one base and four roles."""
+
+    model: ModelSettings
+    tuning: TuningSettings
+    data: DataSettings
+    score: ScoreSettings
+    reference: ReferenceSettings
+    sampling: SamplingSettings
+    ppo: PPOSettings
+    optimizer: OptimizerSettings
+    run: RunSettings
+
+
+StageConfig = PretrainConfig | SFTConfig | RewardModelConfig | DPOConfig | PPOConfig
+
+STAGES: dict[StageName, type[StageConfig]] = {
+    "pretrain": PretrainConfig,
+    "sft": SFTConfig,
+    "rm": RewardModelConfig,
+    "dpo": DPOConfig,
+    "ppo": PPOConfig,
+}
+
+STAGE_DEFAULTS: dict[StageName, Mapping[str, Any]] = {
+    "pretrain": {"learning_rate": 3e-4},
+    "sft": {},
+    "rm": {"learning_rate": 5e-5},
+    "dpo": {"learning_rate": 5e-5},
+    "ppo": {"learning_rate": 1e-5, "lr_scheduler_type": "constant", "logging_steps": 1},
+}
+"""Where a stage's default differs from the group's."""
+
+ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+    **dict.fromkeys(
+        ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_rslora", "use_dora"),
+        ("finetuning_type", ("lora",)),
+    ),
+    "dpo_label_smoothing": ("pref_loss", ("sigmoid",)),
+    "simpo_gamma": ("pref_loss", ("simpo",)),
+    "ref_model": ("pref_loss", ("sigmoid", "ipo", "hinge", "kto_pair")),
+    **dict.fromkeys(("critic", "lam", "clip_range_value", "vf_coef", "critic_warmup_steps"), ("advantage", ("gae",))),
+}
+"""Settings that act only when another one has one of these values; given otherwise, they are refused.
+
+A condition on a setting that the stage does not have is met.
+"""

@@ -1,0 +1,228 @@
+"""Proximal policy optimisation: answer, score, measure, find advantages, learn; one base, four roles."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from duiqi.algorithms.loss import Loss
+from duiqi.algorithms.policy import ppo_loss
+from duiqi.data.batching import BatchPlan
+from duiqi.errors import GuardStop
+from duiqi.guards.answers import answer_statistics
+from duiqi.journal.run import Run
+from duiqi.models.saving import save_role
+from duiqi.rollouts.experience import Experience, answer_values
+from duiqi.settings.stages import PPOConfig
+from duiqi.stages.materials import count_steps, make_cadence, make_learner
+from duiqi.stages.ppo_cast import Answered, Cast, assemble_cast
+from duiqi.stages.ppo_credit import Credit
+from duiqi.training.learner import Learner
+from duiqi.training.session import BestBy, Session
+from duiqi.types import StageResult
+
+VALUE_HEAD_NAME = "value_head.safetensors"
+RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+"""How far the first ratios may be from 1 when the trainer computes again what the sampler computed."""
+
+
+def run(config: PPOConfig, journal: Run) -> StageResult:
+    """Train the policy on scored answers of its own (Schulman et al. 2017; Ouyang et al. 2022, section 3.5)."""
+    settings, seed = config.ppo, config.optimizer.seed
+    cast = assemble_cast(config, journal)
+    prompts_per_step = settings.rollout_batch_size // settings.answers_per_prompt
+    plan = BatchPlan(len(cast.prompts), batch_size=prompts_per_step, seed=seed)
+    total_steps = count_steps(len(cast.prompts), prompts_per_step, config.optimizer)
+    learner = make_learner(cast.base.trainable_parameters(), config.optimizer, total_steps)
+    credit = Credit.start(settings, config.score)
+    session = Session(
+        journal,
+        learner,
+        cadence=make_cadence(config.run, total_steps),
+        save_model=lambda directory: save(cast, directory),
+        evaluate=lambda step: evaluate(cast, journal, step),
+        best_by=BestBy("eval_score", greater_is_better=True),
+        rows_per_epoch=len(cast.prompts),
+        state=(credit.state, credit.load_state),
+    )
+    for step in session.steps():
+        watch = Stopwatch()
+        answered = cast.answer(plan.rows(step - 1), step=step)
+        watch.lap("generate")
+        scored = cast.score(answered)
+        watch.lap("score")
+        experience = cast.measure(answered)
+        if step == 1:
+            experience = check_opening(cast, experience, journal)
+        experience, credited = credit.assign(experience, scored.total)
+        learned = learn(cast, learner, experience, config, step=step)
+        watch.lap("train")
+        metrics = {
+            **credited,
+            **{f"score/{name}": float(part.mean()) for name, part in scored.parts.items()},
+            **answer_statistics(answered.rollouts),
+            **learned,
+            **watch.report(int(experience.attention_mask.sum())),
+        }
+        session.record(step, metrics, samples=prompts_per_step)
+    return session.finish("ppo")
+
+
+def check_opening(cast: Cast, experience: Experience, journal: Run) -> Experience:
+    """Before the first update: the reference is the policy, so KL is 0, and the trainer agrees with the sampler.
+
+    Returns the experience with the trainer's own log-probabilities as the old ones, so that the first ratio is 1.
+
+    Raises:
+        GuardStop: KL is not 0 or a ratio is far from 1; training on it would be wrong from the start.
+    """
+    mask = experience.answer_mask
+    computed = cast.measuring.log_probs(cast.base, experience, "policy")
+    gap = float((computed - experience.old_log_probs)[mask].abs().max().exp() - 1)
+    kl = float((computed - experience.reference_log_probs)[mask].abs().max())
+    journal.event("opening_check", kl=kl, ratio_gap=gap, reference=cast.reference_name)
+    if cast.reference_is_policy and kl != 0.0:
+        raise GuardStop(
+            f"the reference is not the policy at step 0: their log-probabilities differ by up to {kl:.2e}",
+            remedy="this is a fault of duiqi, not of your settings: please report it with config.yaml",
+        )
+    if gap > RATIO_TOLERANCE[cast.base.model.dtype]:
+        raise GuardStop(
+            f"sampler and trainer disagree: the first ratio differs from 1 by up to {gap:.2e}",
+            remedy="set dtype: float32 and attn_implementation: eager; if it stays, please report it with config.yaml",
+        )
+    return replace(experience, old_log_probs=computed * mask)
+
+
+def learn(cast: Cast, learner: Learner, experience: Experience, config: PPOConfig, *, step: int) -> dict[str, float]:
+    """Several epochs of mini-batches over the rollouts of one step; stops early when the policy moved too far."""
+    settings = config.ppo
+    warming_up = step <= settings.critic_warmup_steps
+
+    def loss_fn(batch: Experience) -> Loss:
+        measured = cast.measuring.answers(
+            cast.base,
+            batch,
+            with_entropy=settings.entropy_coef > 0,
+            with_values=cast.critic == "shared",
+        )
+        values = measured.values
+        if cast.critic == "adapter":
+            with cast.base.role("value"):
+                hidden = cast.base.hidden_states(batch.input_ids, batch.attention_mask)
+                values = answer_values(cast.base, hidden, batch.answer_mask)
+        return ppo_loss(
+            log_probs=measured.log_probs,
+            old_log_probs=batch.old_log_probs,
+            advantages=batch.advantages if not warming_up else torch.zeros_like(batch.advantages),
+            mask=batch.answer_mask,
+            values=values,
+            old_values=batch.values,
+            returns=batch.returns,
+            entropy=measured.entropy,
+            clip_low=settings.clip_range,
+            clip_high=settings.clip_range_high,
+            dual_clip=settings.dual_clip,
+            value_clip=settings.clip_range_value,
+            vf_coef=settings.vf_coef,
+            entropy_coef=settings.entropy_coef,
+        )
+
+    reports: list[Mapping[str, float]] = []
+    for epoch in range(settings.ppo_epochs):
+        for rows in shuffled(len(experience), config.optimizer.seed, step, epoch).split(settings.mini_batch_size):
+            batch = experience.select(rows.to(experience.input_ids.device))
+            report = learner.step(
+                batch.split(config.optimizer.per_device_train_batch_size),
+                loss_fn,
+                number=step,
+                skip_above=settings.ratio_threshold,
+            )
+            reports.append(report.as_metrics())
+        if settings.target_kl and reports[-1]["approx_kl"] > 1.5 * settings.target_kl:
+            break
+    means = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
+    return {**means, "updates": float(len(reports))}
+
+
+def shuffled(count: int, seed: int, step: int, epoch: int) -> Tensor:
+    """An order of rows that depends on nothing but these numbers, so that a resumed run sees the same."""
+    generator = torch.Generator().manual_seed(hash((seed, step, epoch)) % 2**63)
+    return torch.randperm(count, generator=generator)
+
+
+def evaluate(cast: Cast, journal: Run, step: int) -> dict[str, float]:
+    """Answers to the held-out prompts, with the same random numbers every time; a few are kept as samples."""
+    if not cast.held_out:
+        return {}
+    answered = cast.answer(range(len(cast.held_out)), step=0, held_out=True)
+    scored = cast.score(answered)
+    kl = sequence_kl(cast, answered)
+    statistics = answer_statistics(answered.rollouts)
+    rows = [
+        {
+            "prompt": answered.candidates[i].prompt[-1].content,
+            "answer": answered.rollouts[i].answer,
+            "score": round(float(scored.total[i]), 4),
+            "kl": round(float(kl[i]), 4),
+            "length": len(answered.rollouts[i].answer_ids),
+        }
+        for i in range(min(cast.num_samples, len(answered.rollouts)))
+    ]
+    journal.samples(step, rows)
+    return {
+        "eval_score": float(scored.total.mean()),
+        "eval_kl": float(kl.mean()),
+        **{f"eval_{name}": value for name, value in statistics.items()},
+    }
+
+
+def sequence_kl(cast: Cast, answered: Answered) -> Tensor:
+    """Sampled KL of each answer against the reference, in nats: log-probability under policy minus under reference."""
+    experience = cast.measure(answered)
+    return ((experience.old_log_probs - experience.reference_log_probs) * experience.answer_mask).sum(dim=1).cpu()
+
+
+def save(cast: Cast, directory: Path) -> None:
+    """The policy so that it loads at once, and the value head beside it."""
+    save_role(cast.base, "policy", directory, card=cast.card, tokenizer=cast.tokenizer)
+    if "value" in cast.base.heads:
+        weight = cast.base.heads["value"].weight.detach().cpu().contiguous()
+        save_file({"value_head.weight": weight}, directory / VALUE_HEAD_NAME)
+
+
+class Stopwatch:
+    """Seconds by phase of one step."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] = now - self._last
+        self._last = now
+
+    def report(self, tokens: int) -> dict[str, Any]:
+        """Seconds by phase, tokens (prompt and answer) per second over all of them, and peak memory."""
+        total = max(sum(self.seconds.values()), 1e-9)
+        named = {f"seconds/{phase}": seconds for phase, seconds in self.seconds.items()}
+        return {**named, "tokens_per_second": tokens / total, "memory_gib": peak_memory_gib()}
+
+
+def peak_memory_gib() -> float:
+    """Peak memory of this process: on the GPU where there is one, resident otherwise."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / 2**30
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

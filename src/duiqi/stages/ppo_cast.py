@@ -1,0 +1,283 @@
+"""Who takes part in PPO: four roles on one base, the engine that answers, whatever scores, and the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from duiqi.data.encoding import encode_prompt
+from duiqi.data.templates import Template, from_dict
+from duiqi.errors import ModelError, SettingsError
+from duiqi.journal.run import Run
+from duiqi.models.adapters import read_adapter
+from duiqi.models.card import ModelCard
+from duiqi.models.loading import load_tokenizer, locate
+from duiqi.models.reward import SharedReward
+from duiqi.models.shared_base import SharedBase
+from duiqi.rollouts.decoder import Decoder
+from duiqi.rollouts.engine import Engine
+from duiqi.rollouts.experience import Experience, Measuring, assemble
+from duiqi.rollouts.sampling import suppress_stops
+from duiqi.rollouts.scoring import (
+    Candidate,
+    FunctionScorer,
+    RewardSpec,
+    Scored,
+    ScoreMix,
+    Scorer,
+    SharedScorer,
+    parse_reward_specs,
+)
+from duiqi.rollouts.standalone import open_reward_model
+from duiqi.settings.stages import PPOConfig
+from duiqi.stages.materials import (
+    begin,
+    find_start,
+    load_rows,
+    make_base,
+    make_budget,
+    make_card,
+    make_template,
+    make_tokenizer,
+    refuse_mismatch,
+    seat_policy,
+    seat_reference,
+)
+from duiqi.types import Example, Rollout, Sampling
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The rollouts of one step, and the same as candidates for scoring."""
+
+    rollouts: list[Rollout]
+    candidates: list[Candidate]
+    groups: list[int]
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Everything that PPO's loop calls on."""
+
+    base: SharedBase
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    card: ModelCard
+    engine: Engine
+    scorer: ScoreMix
+    measuring: Measuring
+    sampling: Sampling
+    prompts: list[Example]
+    held_out: list[Example]
+    max_prompt_tokens: int
+    answers_per_prompt: int
+    critic: str
+    """shared, adapter or none."""
+    reference_name: str
+    reference_is_policy: bool
+    """Whether the reference is the policy as it was at step 0."""
+    num_samples: int
+
+    def answer(self, rows: Sequence[int], *, step: int, held_out: bool = False) -> Answered:
+        """Sample answers to these prompts, `answers_per_prompt` to each (one to a held-out prompt)."""
+        pool, copies = (self.held_out, 1) if held_out else (self.prompts, self.answers_per_prompt)
+        examples = [pool[row] for row in rows for _ in range(copies)]
+        groups = [i for i in range(len(rows)) for _ in range(copies)]
+        ids = [
+            encode_prompt(self.template, self.tokenizer, messages=e.prompt, max_prompt_tokens=self.max_prompt_tokens)
+            for e in examples
+        ]
+        rollouts = self.engine.generate(ids, self.sampling, step=step)
+        candidates = [
+            Candidate(e.prompt, r.answer, r.prompt_ids, r.answer_ids) for e, r in zip(examples, rollouts, strict=True)
+        ]
+        return Answered(rollouts, candidates, groups)
+
+    def score(self, answered: Answered) -> Scored:
+        """Scores as the reward models gave them."""
+        return self.scorer.score(answered.candidates)
+
+    def measure(self, answered: Answered) -> Experience:
+        """The rollouts as tensors, with the reference's log-probabilities and the critic's values."""
+        experience = assemble(
+            answered.rollouts,
+            answered.groups,
+            pad_token_id=int(self.tokenizer.pad_token_id),
+            min_new_tokens=self.sampling.min_new_tokens,
+            device=self.base.device,
+        )
+        reference = self.measuring.log_probs(self.base, experience, "reference")
+        values = experience.values
+        if self.critic == "adapter":
+            values = self.measuring.values(self.base, experience, "value")
+        return replace(experience, reference_log_probs=reference, values=values)
+
+
+def assemble_cast(config: PPOConfig, journal: Run) -> Cast:
+    """Load one base, seat the roles on it, read the prompts.
+
+    Raises:
+        UserError: A model, adapter, reward, dataset or setting does not fit the others.
+    """
+    _check_settings(config, journal)
+    start = find_start(config.model)
+    rows = load_rows(config.data, "prompt", journal, seed=config.optimizer.seed)
+    tokenizer = make_tokenizer(config.model, start)
+    template = make_template(config.data, tokenizer, start.card)
+    base = make_base(config.model, start)
+    seat_policy(base, start, config.tuning)
+    base.disable_dropout()
+    reference_name = seat_reference(base, config.reference.ref_model)
+    parts = [_make_scorer(spec, base, template, config) for spec in parse_reward_specs(config.score.reward_model)]
+    critic = _seat_critic(base, config)
+    sampling = make_sampling(config)
+    begin(
+        journal,
+        "PPO" if config.ppo.advantage == "gae" else f"PPO with {config.ppo.advantage} advantages",
+        base,
+        start,
+        template,
+        notes=rows.notes,
+        reward=config.score.reward_model,
+        reference=reference_name,
+        critic={"none": "none needed", "shared": "a value head on the policy's trunk"}.get(
+            critic, "an adapter of its own"
+        ),
+    )
+    return Cast(
+        base=base,
+        tokenizer=tokenizer,
+        template=template,
+        card=make_card("ppo", base, start, template),
+        engine=_make_engine(base, tokenizer, template, config),
+        scorer=ScoreMix(tuple(parts)),
+        measuring=Measuring(
+            temperature=sampling.temperature,
+            suppress=suppress_stops(template.stop_token_ids),
+            max_rows=config.optimizer.per_device_train_batch_size,
+        ),
+        sampling=sampling,
+        prompts=rows.train,
+        held_out=rows.held_out,
+        max_prompt_tokens=make_budget(config.data).prompt,
+        answers_per_prompt=config.ppo.answers_per_prompt,
+        critic=critic,
+        reference_name=reference_name,
+        reference_is_policy=config.reference.ref_model is None,
+        num_samples=config.ppo.num_eval_samples,
+    )
+
+
+def make_sampling(config: PPOConfig) -> Sampling:
+    """How rollouts are drawn."""
+    s = config.sampling
+    return Sampling(
+        max_new_tokens=s.max_new_tokens,
+        min_new_tokens=s.min_new_tokens,
+        temperature=s.temperature,
+        top_p=s.top_p,
+        top_k=s.top_k,
+        repetition_penalty=s.repetition_penalty,
+        seed=config.optimizer.seed,
+    )
+
+
+def _check_settings(config: PPOConfig, journal: Run) -> None:
+    ppo = config.ppo
+    if config.sampling.temperature == 0:
+        raise SettingsError("PPO needs random answers", where="temperature", remedy="set temperature: 1.0")
+    if ppo.rollout_batch_size % ppo.answers_per_prompt:
+        raise SettingsError(
+            f"{ppo.rollout_batch_size} answers cannot be {ppo.answers_per_prompt} to each prompt",
+            where="rollout_batch_size",
+            remedy=f"make it a multiple of {ppo.answers_per_prompt}",
+        )
+    if ppo.advantage in ("rloo", "grpo") and ppo.answers_per_prompt < 2:
+        raise SettingsError(
+            f"{ppo.advantage} compares answers to the same prompt, so it needs at least 2",
+            where="answers_per_prompt",
+            remedy="set answers_per_prompt: 4",
+        )
+    if config.optimizer.gradient_checkpointing and ppo.critic == "adapter" and ppo.advantage == "gae":
+        raise SettingsError(
+            "recomputation cannot tell the policy's adapter from the critic's",
+            where="gradient_checkpointing",
+            remedy="set critic: shared, or lower per_device_train_batch_size instead",
+        )
+    if not make_sampling(config).is_plain:
+        warning = (
+            "top_p, top_k or repetition_penalty changes the distribution that answers are drawn from, "
+            "but not the one that is learned: ratios and KL are biased"
+        )
+        journal.event("warning", text=warning)
+        journal.view.note(f"warning: {warning}")
+
+
+def _make_scorer(spec: RewardSpec, base: SharedBase, template: Template, config: PPOConfig) -> tuple[Scorer, float]:
+    """One part of the reward: a function, an adapter on this base, or a model of its own."""
+    if spec.function is not None:
+        return FunctionScorer(*spec.function), spec.weight
+    located = locate(spec.source)
+    name = Path(spec.source).name
+    if located.card is not None and located.card.role != "reward":
+        raise ModelError(
+            f"this is the {located.card.role} of a {located.card.stage} run, not a reward model",
+            where=f"reward_model: {spec.source}",
+            remedy="give the output_dir of a `duiqi rm` run",
+        )
+    batch_size = config.run.per_device_eval_batch_size
+    shares = located.adapter is not None and located.card is not None
+    if shares and located.card is not None and located.card.base_fingerprint == base.fingerprint:
+        if located.card.template and not config.score.allow_template_mismatch:
+            theirs = from_dict(
+                located.card.template, load_tokenizer(located.leaf, trust_remote_code=config.model.trust_remote_code)
+            )
+            refuse_mismatch(template, theirs, whose=f"the reward model {spec.source}")
+        saved = read_adapter(located.leaf)
+        if saved.score is None:
+            raise ModelError("the adapter has no score head", where=f"reward_model: {spec.source}")
+        role = "reward" if not base.has("reward") else f"reward_{name}"
+        beside = None if config.tuning.finetuning_type == "lora" else "reference"
+        base.seat_saved_adapter(role, saved, trainable=False, beside=beside)
+        base.add_head(role, saved.score, trainable=False)
+        return SharedScorer(SharedReward(base, role), name=name, batch_size=batch_size), spec.weight
+    scorer = open_reward_model(
+        spec.source,
+        name=name,
+        dtype=config.model.dtype,
+        device=config.model.device,
+        cutoff_len=config.data.cutoff_len,
+        batch_size=batch_size,
+    )
+    return scorer, spec.weight
+
+
+def _seat_critic(base: SharedBase, config: PPOConfig) -> str:
+    """Seat the critic, if advantages need one: a head on the policy's trunk, or an adapter begun from the reward's."""
+    if config.ppo.advantage != "gae":
+        return "none"
+    if config.ppo.critic == "shared" or config.tuning.finetuning_type == "full":
+        base.share_seat("value", "policy")
+        base.add_head("value")
+        return "shared"
+    source = "reward" if base.has("reward") else "policy"
+    base.seat_copy("value", source, trainable=True)
+    base.add_head("value", base.heads["reward"].weight if source == "reward" else None)
+    return "adapter"
+
+
+def _make_engine(base: SharedBase, tokenizer: PreTrainedTokenizerBase, template: Template, config: PPOConfig) -> Engine:
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    return Decoder(
+        base,
+        decode=decode,
+        stop_token_ids=template.stop_token_ids,
+        pad_token_id=int(tokenizer.pad_token_id),
+        max_batch_rows=config.sampling.generation_batch_size,
+        active=lambda: base.acting("policy"),
+    )

@@ -1,0 +1,81 @@
+"""Pretraining on plain text: continued, or from random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from duiqi.data.batching import Batch, BatchPlan, collate
+from duiqi.data.encoded import pack_text
+from duiqi.data.encoding import EncodedSequence
+from duiqi.journal.run import Run
+from duiqi.models.saving import save_role
+from duiqi.settings.stages import PretrainConfig
+from duiqi.stages.materials import (
+    begin,
+    count_steps,
+    find_start,
+    load_rows,
+    make_base,
+    make_cadence,
+    make_card,
+    make_learner,
+    make_tokenizer,
+    rows_per_step,
+    seat_policy,
+)
+from duiqi.training.fit import fit
+from duiqi.training.likelihood import perplexity, token_loss
+from duiqi.training.session import BestBy, Session
+from duiqi.types import Example, StageResult
+
+
+def run(config: PretrainConfig, journal: Run) -> StageResult:
+    """Minimise the cross-entropy of every token of documents packed into blocks of `cutoff_len`."""
+    start = find_start(config.model)
+    rows = load_rows(config.data, "text", journal, seed=config.optimizer.seed)
+    tokenizer = make_tokenizer(config.model, start)
+
+    def pack(examples: Sequence[Example]) -> list[EncodedSequence]:
+        return pack_text([e.answers[0] for e in examples], tokenizer, block_size=config.data.cutoff_len)
+
+    blocks, held_out = pack(rows.train), pack(rows.held_out)
+    base = make_base(config.model, start, from_scratch=config.scratch.train_from_scratch)
+    seat_policy(base, start, config.tuning)
+    base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
+    tokens = sum(len(block.input_ids) for block in blocks)
+    notes = [*rows.notes, f"{tokens:,} tokens in {len(blocks):,} blocks of at most {config.data.cutoff_len}"]
+    begin(journal, "Pretraining", base, start, None, notes=notes)
+
+    pad = int(tokenizer.pad_token_id)
+    total_steps = count_steps(len(blocks), rows_per_step(config.optimizer), config.optimizer)
+    learner = make_learner(base.trainable_parameters(), config.optimizer, total_steps)
+    card = make_card("pretrain", base, start, None)
+    session = Session(
+        journal,
+        learner,
+        cadence=make_cadence(config.run, total_steps),
+        save_model=lambda directory: save_role(base, "policy", directory, card=card, tokenizer=tokenizer),
+        evaluate=lambda _: perplexity(base, batches(held_out, pad=pad, max_rows=config.run.per_device_eval_batch_size)),
+        best_by=BestBy("eval_loss"),
+        rows_per_epoch=len(blocks),
+    )
+    fit(
+        session,
+        learner,
+        BatchPlan(len(blocks), batch_size=rows_per_step(config.optimizer), seed=config.optimizer.seed),
+        micro_batches=lambda picked: batches(
+            [blocks[row] for row in picked], pad=pad, max_rows=config.optimizer.per_device_train_batch_size
+        ),
+        loss_fn=lambda batch: token_loss(base, batch),
+    )
+    return session.finish("pretrain")
+
+
+def batches(blocks: Sequence[EncodedSequence], *, pad: int, max_rows: int) -> Iterator[Batch]:
+    """Micro-batches of blocks; the first token of a block is context only."""
+    for first in range(0, len(blocks), max_rows):
+        batch = collate(blocks[first : first + max_rows], pad_token_id=pad)
+        predicted = batch.answer_mask.clone()
+        predicted[:, 0] = False
+        yield replace(batch, answer_mask=predicted)

@@ -1,0 +1,152 @@
+"""A reward model from ranked answers: one number for a prompt and an answer, read at its last token."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from duiqi.algorithms.loss import Loss
+from duiqi.algorithms.reward_modelling import pairwise_loss
+from duiqi.data.batching import BatchPlan
+from duiqi.data.encoded import EncodedData, encode_rankings
+from duiqi.data.encoding import EncodedRanking, describe_first
+from duiqi.data.rankings import PairWeighting, RankingBatch, collate_rankings, split_rankings
+from duiqi.journal.run import Run
+from duiqi.models.adapters import read_adapter
+from duiqi.models.saving import save_role
+from duiqi.models.shared_base import SharedBase, last_token
+from duiqi.settings.stages import RewardModelConfig
+from duiqi.stages.materials import (
+    begin,
+    count_steps,
+    find_start,
+    load_rows,
+    make_base,
+    make_budget,
+    make_cadence,
+    make_card,
+    make_learner,
+    make_template,
+    make_tokenizer,
+    rows_per_step,
+    seat_policy,
+)
+from duiqi.training.fit import fit, mean_over
+from duiqi.training.session import BestBy, Session
+from duiqi.types import StageResult
+
+HEAD_STD = 0.01
+"""Spread of the fresh head's weights: small, so that scores begin near 0 and the first loss near ln 2."""
+
+
+def run(config: RewardModelConfig, journal: Run) -> StageResult:
+    """Maximise the likelihood that the better answer wins (Bradley-Terry; Ouyang et al. 2022, equation 1)."""
+    start = find_start(config.model)
+    rows = load_rows(config.data, "ranking", journal, seed=config.optimizer.seed)
+    tokenizer = make_tokenizer(config.model, start)
+    template = make_template(config.data, tokenizer, start.card)
+    budget = make_budget(config.data)
+    data = encode_rankings(template, tokenizer, examples=rows.train, budget=budget)
+    held_out = encode_rankings(template, tokenizer, examples=rows.held_out, budget=budget) if rows.held_out else None
+    base = make_base(config.model, start)
+    seat_policy(base, start, config.tuning, role="reward")
+    saved = read_adapter(start.adapter) if start.adapter is not None else None
+    base.add_head("reward", saved.score if saved and saved.score is not None else fresh_head(base))
+    base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
+    first = describe_first(data.items[0].sequence(0), tokenizer)
+    notes = [*rows.notes, *data.report.lines(), f"first row, its best answer in ⟦⟧: {first}"]
+    begin(journal, "Reward model", base, start, template, notes=notes)
+
+    pad, weighting = int(tokenizer.pad_token_id), config.reward.pair_weighting
+    total_steps = count_steps(len(data.items), rows_per_step(config.optimizer), config.optimizer)
+    learner = make_learner(base.trainable_parameters(), config.optimizer, total_steps)
+    card = make_card("rm", base, start, template, role="reward")
+    session = Session(
+        journal,
+        learner,
+        cadence=make_cadence(config.run, total_steps),
+        save_model=lambda directory: save_role(base, "reward", directory, card=card, tokenizer=tokenizer),
+        evaluate=lambda _: evaluate(base, held_out, config, pad=pad) if held_out else {},
+        best_by=BestBy("eval_accuracy", greater_is_better=True),
+        rows_per_epoch=len(data.items),
+    )
+    max_rows = config.optimizer.per_device_train_batch_size
+    fit(
+        session,
+        learner,
+        BatchPlan(len(data.items), batch_size=rows_per_step(config.optimizer), seed=config.optimizer.seed),
+        micro_batches=lambda picked: batches(data, picked, weighting=weighting, pad=pad, max_rows=max_rows),
+        loss_fn=lambda batch: ranking_loss(base, batch, centering=config.reward.center_rewards_coefficient),
+    )
+    return session.finish("rm")
+
+
+def fresh_head(base: SharedBase) -> torch.Tensor:
+    """Weights (1 x H) of a new score head."""
+    return torch.randn(1, base.hidden_size, device=base.device) * HEAD_STD
+
+
+def score_answers(base: SharedBase, batch: RankingBatch) -> torch.Tensor:
+    """The score of every answer in a batch, under the active role."""
+    hidden = base.hidden_states(batch.sequences.input_ids, batch.sequences.attention_mask)
+    scores: torch.Tensor = base.heads["reward"](last_token(hidden, batch.sequences.attention_mask))
+    return scores
+
+
+def ranking_loss(base: SharedBase, batch: RankingBatch, *, centering: float) -> Loss:
+    """Summed pairwise loss of a batch."""
+    batch = batch.to(base.device)
+    scores = score_answers(base, batch)
+    return pairwise_loss(
+        scores[batch.better],
+        scores[batch.worse],
+        margin=batch.margins,
+        weights=batch.weights,
+        centering=centering,
+    )
+
+
+def batches(
+    data: EncodedData[EncodedRanking], rows: Sequence[int], *, weighting: PairWeighting, pad: int, max_rows: int
+) -> Iterator[RankingBatch]:
+    """Micro-batches of rankings."""
+    for picked in split_rankings(data.items, rows, max_rows=max_rows):
+        yield collate_rankings(
+            [data.items[i] for i in picked],
+            margins=[data.examples[i].margin for i in picked],
+            sources=[data.examples[i].origin.dataset for i in picked],
+            weighting=weighting,
+            pad_token_id=pad,
+        )
+
+
+def evaluate(
+    base: SharedBase, data: EncodedData[EncodedRanking], config: RewardModelConfig, *, pad: int
+) -> dict[str, float]:
+    """Held-out loss and accuracy over all pairs (ties count half), and accuracy by dataset where there are several."""
+    wins: dict[str, list[float]] = defaultdict(list)
+
+    def loss_and_wins(batch: RankingBatch) -> Loss:
+        batch = batch.to(base.device)
+        scores = score_answers(base, batch)
+        better, worse = scores[batch.better], scores[batch.worse]
+        won = (better > worse).float() + 0.5 * (better == worse).float()
+        for source, value in zip(batch.sources, won.tolist(), strict=True):
+            wins[source].append(value)
+        return pairwise_loss(better, worse, margin=batch.margins, weights=batch.weights)
+
+    weighting, max_rows = config.reward.pair_weighting, config.run.per_device_eval_batch_size
+    with base.acting("reward"):
+        means = mean_over(
+            batches(data, range(len(data.items)), weighting=weighting, pad=pad, max_rows=max_rows), loss_and_wins
+        )
+    everything = [value for values in wins.values() for value in values]
+    by_source = {f"eval_accuracy/{name}": sum(values) / len(values) for name, values in wins.items()}
+    return {
+        "eval_loss": means.pop("loss"),
+        "eval_accuracy": sum(everything) / len(everything),
+        **{f"eval_{name}": value for name, value in means.items() if name != "accuracy"},
+        **(by_source if len(wins) > 1 else {}),
+    }

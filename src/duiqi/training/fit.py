@@ -1,0 +1,45 @@
+"""The loop of every stage that learns from rows it already has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from duiqi.algorithms.loss import Loss, WeightedSum
+from duiqi.data.batching import BatchPlan
+from duiqi.training.learner import Learner
+from duiqi.training.session import Session
+
+Batch = TypeVar("Batch")
+
+
+def fit(
+    session: Session,
+    learner: Learner,
+    plan: BatchPlan,
+    micro_batches: Callable[[Sequence[int]], Iterable[Batch]],
+    loss_fn: Callable[[Batch], Loss],
+) -> None:
+    """Take every step that is left.
+
+    Args:
+        session: Where the run stands.
+        learner: Takes the steps.
+        plan: Which rows each step sees.
+        micro_batches: Turns the rows of a step into batches that fit the device.
+        loss_fn: Sums of one such batch.
+    """
+    for step in session.steps():
+        rows = plan.rows(step - 1)
+        report = learner.step(micro_batches(rows), loss_fn, number=step)
+        session.record(step, report.as_metrics(), samples=len(rows))
+
+
+def mean_over(batches: Iterable[Batch], loss_fn: Callable[[Batch], Loss]) -> dict[str, float]:
+    """The mean loss and statistics over all batches, as `Learner.step` would report them; empty without batches."""
+    sums: dict[str, WeightedSum] = {}
+    for batch in batches:
+        loss = loss_fn(batch)
+        for name, part in {"loss": WeightedSum(loss.total.detach(), loss.weight), **loss.stats}.items():
+            sums[name] = sums[name] + part if name in sums else part
+    return {name: part.mean for name, part in sums.items()}

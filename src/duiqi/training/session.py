@@ -1,0 +1,266 @@
+"""A training run from its first step to its result: logging, evaluation, checkpoints, resumption, interruption.
+
+Stages own their loop and call `record` once a step; everything that is the same in every stage is here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from duiqi.errors import Interrupted
+from duiqi.journal.run import Run
+from duiqi.training.checkpoint import (
+    TrainerState,
+    complete_checkpoints,
+    parameter_tensors,
+    place_result,
+    prune,
+    random_state,
+    read_checkpoint,
+    restore_parameters,
+    restore_random_state,
+    write_checkpoint,
+)
+from duiqi.training.interruption import StopRequest, listening
+from duiqi.training.learner import Learner
+from duiqi.types import StageResult, TrainingTotals
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How often things happen, in steps; 0 means only at the end."""
+
+    total_steps: int
+    logging_steps: int = 10
+    eval_steps: int = 0
+    save_steps: int = 0
+    save_total_limit: int | None = 3
+    load_best_at_end: bool = False
+
+
+@dataclass(frozen=True)
+class BestBy:
+    """The evaluation metric by which a checkpoint is the best."""
+
+    metric: str = "eval_loss"
+    greater_is_better: bool = False
+
+    def improves(self, value: float, best: float | None) -> bool:
+        if math.isnan(value):
+            return False
+        return best is None or (value > best if self.greater_is_better else value < best)
+
+
+@dataclass
+class Window:
+    """Running means of the metrics between two log lines."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        self.steps += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        return {name: total / self.steps for name, total in self.sums.items()}
+
+
+@dataclass
+class Progress:
+    """The bookkeeping that a checkpoint carries."""
+
+    loss_sum: float = 0.0
+    samples: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best_value: float | None = None
+    evaluation: dict[str, float] = field(default_factory=dict)
+    evaluated_step: int = -1
+
+
+class Session:
+    """One stage's run of the training loop.
+
+    Args:
+        run: The journal.
+        learner: Its parameters and optimizer state are what a checkpoint holds.
+        cadence: How often to log, evaluate, save.
+        save_model: Writes the loadable model into a directory.
+        evaluate: Metrics at a step, names beginning with `eval_`; empty where there is nothing to evaluate on.
+        best_by: Which of them tells the best checkpoint.
+        rows_per_epoch: Rows of the data, for the epoch count.
+        state: The stage's own state as JSON values, and the function that takes it back.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        learner: Learner,
+        *,
+        cadence: Cadence,
+        save_model: Callable[[Path], None],
+        evaluate: Callable[[int], Mapping[str, float]],
+        best_by: BestBy,
+        rows_per_epoch: int,
+        state: tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], None]] | None = None,
+    ) -> None:
+        self.run, self.learner, self.cadence = run, learner, cadence
+        self.best_by, self.rows_per_epoch = best_by, rows_per_epoch
+        self._save_model, self._evaluate, self._state = save_model, evaluate, state
+        self._progress, self._window = Progress(), Window()
+        self._request = StopRequest()
+        self._saved_step = -1
+        self._clock = time.monotonic()
+
+    def steps(self) -> Iterator[int]:
+        """Step numbers from where the run stands to the last; resumes first when the run is resumed."""
+        done = self._resume()
+        if done == 0:
+            self._evaluate_at(0)
+        self._clock = time.monotonic()
+        with listening() as self._request:
+            for step in range(done + 1, self.cadence.total_steps + 1):
+                yield step
+                if self._request:
+                    self._stop_here(step)
+
+    def record(self, step: int, metrics: Mapping[str, float], *, samples: int) -> None:
+        """Note what a step did; then log, evaluate and save as the cadence says.
+
+        `metrics` begin with what matters most, because that is what the terminal shows.
+        """
+        progress, cadence = self._progress, self.cadence
+        progress.loss_sum += metrics.get("loss", 0.0)
+        progress.samples += samples
+        self._window.add(metrics)
+        is_last = step == cadence.total_steps
+        self.run.view.progress(step, cadence.total_steps, metrics)
+        if is_last or step % cadence.logging_steps == 0:
+            self.run.metrics(step, {"epoch": self._epoch(), **self._window.means()})
+            self._window = Window()
+        improved = False
+        if is_last or _due(step, cadence.eval_steps):
+            improved = self._evaluate_at(step)
+        if is_last or improved or _due(step, cadence.save_steps):
+            self._save(step)
+
+    def finish(self, stage: str, **final: float) -> StageResult:
+        """Put the result at the top of the run directory and write its totals."""
+        progress, steps = self._progress, self.cadence.total_steps
+        self._tick()
+        checkpoint = self.run.checkpoint_dir(steps)
+        if self.cadence.load_best_at_end and progress.best_step is not None:
+            checkpoint = self.run.checkpoint_dir(progress.best_step)
+        place_result(checkpoint, self.run.directory)
+        seconds = max(progress.seconds, 1e-9)
+        totals = TrainingTotals(
+            epoch=self._epoch(),
+            train_loss=progress.loss_sum / max(1, steps),
+            train_runtime=round(seconds, 3),
+            train_samples_per_second=round(progress.samples / seconds, 3),
+            train_steps_per_second=round(steps / seconds, 3),
+        )
+        metrics = {**progress.evaluation, **final}
+        self.run.finish(totals, metrics)
+        return StageResult(
+            stage=stage,
+            output_dir=str(self.run.directory),
+            steps=steps,
+            totals=totals,
+            best_step=progress.best_step,
+            metrics=metrics,
+        )
+
+    # -- evaluation and checkpoints ------------------------------------------------------------------------------------
+
+    def _evaluate_at(self, step: int) -> bool:
+        """Evaluate and log; True when this is the best so far (never at step 0, which has no checkpoint)."""
+        metrics = dict(self._evaluate(step))
+        progress = self._progress
+        progress.evaluated_step = step
+        if not metrics:
+            return False
+        progress.evaluation = metrics
+        self.run.metrics(step, metrics)
+        value = metrics.get(self.best_by.metric)
+        if value is None or step == 0 or not self.best_by.improves(value, progress.best_value):
+            return False
+        progress.best_step, progress.best_value = step, value
+        return True
+
+    def _save(self, step: int) -> None:
+        if self._saved_step == step:
+            return
+        self._tick()
+        directory = self.run.checkpoint_dir(step)
+        write_checkpoint(directory, self._state_at(step), self._save_model)
+        self._saved_step = step
+        self.run.link("last", step)
+        best = self._progress.best_step
+        if best == step:
+            self.run.link("best", step)
+        self.run.event("checkpoint", step=step, best=best == step)
+        always = {directory} | ({self.run.checkpoint_dir(best)} if best is not None else set())
+        prune(directory.parent, keep=self.cadence.save_total_limit, always=always)
+
+    def _state_at(self, step: int) -> TrainerState:
+        tensors = {
+            **parameter_tensors(self.learner.parameters),
+            **{f"optimizer/{name}": value for name, value in self.learner.state().items()},
+            **random_state(),
+        }
+        notes: dict[str, Any] = {
+            "progress": vars(self._progress),
+            "window": vars(self._window),
+            "stage": self._state[0]() if self._state else {},
+        }
+        return TrainerState(step=step, tensors=tensors, notes=notes)
+
+    def _resume(self) -> int:
+        """Take up the last complete checkpoint, if the run is resumed and has one; returns its step."""
+        root = self.run.checkpoint_dir(0).parent
+        found = complete_checkpoints(root) if self.run.is_resumed else []
+        if not found:
+            if self.run.is_resumed:
+                self.run.rewind(-1)
+            return 0
+        state = read_checkpoint(found[-1])
+        restore_parameters(self.learner.parameters, state.tensors)
+        optimizer = {n.removeprefix("optimizer/"): t for n, t in state.tensors.items() if n.startswith("optimizer/")}
+        self.learner.load_state(optimizer)
+        self._progress = Progress(**state.notes["progress"])
+        self._window = Window(**state.notes["window"])
+        if self._state:
+            self._state[1](state.notes["stage"])
+        restore_random_state(state.tensors)
+        self._saved_step = state.step
+        self.run.rewind(state.step)
+        self.run.view.note(f"resumed from {found[-1].name}")
+        return state.step
+
+    def _stop_here(self, step: int) -> None:
+        self._save(step)
+        name = self._request.signal_name
+        raise Interrupted(
+            f"stopped by {name} after step {step} of {self.cadence.total_steps}; everything is saved.\n"
+            f"  -> go on with: duiqi {self.run.stage} {self.run.directory / 'config.yaml'} resume_from_checkpoint=true"
+        )
+
+    def _epoch(self) -> float:
+        return round(self._progress.samples / max(1, self.rows_per_epoch), 4)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._progress.seconds += now - self._clock
+        self._clock = now
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
