@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from duiqi.algorithms.masked import whiten
+from duiqi.algorithms.masked import masked_row_sums, whiten
 
 GRPO_EPSILON = 1e-4
 
@@ -53,7 +53,7 @@ def rewards_to_go(
 
 def rloo(rewards: Float[Tensor, "B T"], groups: Int[Tensor, " B"], mask: Bool[Tensor, "B T"]) -> Advantages:
     """Each answer's total reward less the mean of its group's other answers (Ahmadian et al. 2024, equation 9)."""
-    totals = (rewards * mask).sum(dim=1)
+    totals = masked_row_sums(rewards, mask)
     count, mean = _group_means(totals, groups)
     advantages = (totals - mean) * count / (count - 1).clamp(min=1)
     return _spread(advantages, totals, mask)
@@ -66,7 +66,7 @@ def grpo(
 
     The deviation is unbiased and 1e-4 is added to it. `divide_by_std=False` is Dr. GRPO (Liu et al. 2025).
     """
-    totals = (rewards * mask).sum(dim=1)
+    totals = masked_row_sums(rewards, mask)
     count, mean = _group_means(totals, groups)
     advantages = totals - mean
     if divide_by_std:

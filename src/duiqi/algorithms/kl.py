@@ -30,7 +30,12 @@ def k3(log_ratio: LogRatio) -> LogRatio:
     return torch.expm1(-log_ratio) + log_ratio
 
 
-KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+def absolute(log_ratio: LogRatio) -> LogRatio:
+    """|log(p / q)|: an upper bound in expectation, never negative."""
+    return log_ratio.abs()
+
+
+KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3, "abs": absolute}
 """Each takes log p - log q of tokens drawn from p."""
 
 
@@ -50,7 +55,7 @@ class FixedKL:
 class AdaptiveKL:
     """A weight steered so that the KL per answer approaches a target (Ziegler et al. 2019, section 2.2).
 
-    >>> AdaptiveKL(0.2, target=6.0, horizon=10_000).update(12.0, 256).coefficient
+    >>> AdaptiveKL(0.2, target=6.0, horizon=10_000.0).update(12.0, 256).coefficient
     0.201024
     """
 

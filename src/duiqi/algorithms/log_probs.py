@@ -32,9 +32,14 @@ def token_log_probs(
 
 
 def token_entropy(logits: Float[Tensor, "*N V"], *, temperature: float = 1.0) -> Float[Tensor, "*N"]:
-    """Entropy of softmax(logits / temperature), in nats and float32."""
+    """Entropy of softmax(logits / temperature), in nats and float32; logits may be -inf.
+
+    >>> token_entropy(torch.tensor([[0.0, 0.0, -torch.inf]])).exp()
+    tensor([2.])
+    """
     scaled = logits.float() / temperature
-    return scaled.logsumexp(-1) - (scaled.softmax(-1) * scaled).sum(-1)
+    energy = scaled.masked_fill(scaled.isneginf(), 0.0)  # 0 times -inf would be nan
+    return scaled.logsumexp(-1) - (scaled.softmax(-1) * energy).sum(-1)
 
 
 def chunked_log_probs(

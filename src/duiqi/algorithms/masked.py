@@ -14,6 +14,11 @@ def masked_sum(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) ->
     return torch.where(mask, values, 0.0).sum()
 
 
+def masked_row_sums(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
+    """The sum of each row over its True positions."""
+    return torch.where(mask, values, 0.0).sum(dim=1)
+
+
 def masked_mean(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """The mean over True positions; 0 when there is none.
 

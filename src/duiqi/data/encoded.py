@@ -18,7 +18,7 @@ from duiqi.data.encoding import (
 )
 from duiqi.data.templates import Template
 from duiqi.errors import DataError
-from duiqi.types import Example
+from duiqi.types import Example, Origin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,21 +40,23 @@ class EncodingReport:
     """Rows equal to an earlier one; they are kept."""
     repeated_answers: int = 0
     """Answers dropped from a ranking because, perhaps after being cut, they repeat a better one."""
-    identical_rankings: int = 0
+    identical_rankings: tuple[Origin, ...] = ()
     """Rows dropped because fewer than two different answers were left."""
 
     def lines(self) -> list[str]:
         """Plain sentences for the terminal; what did not happen is not mentioned."""
         sentences = [f"{self.rows} rows, {self.tokens} tokens, of which {self.learned_tokens} are learned or scored"]
         happened = [
-            (self.truncated_prompts, "prompts cut at their beginning to fit"),
-            (self.truncated_answers, "answers cut at their end to fit; they keep their stop token"),
-            (self.empty_answers, "answers are empty"),
-            (self.duplicates, "rows repeat an earlier row (kept)"),
-            (self.repeated_answers, "answers repeat a better one of the same row, perhaps after being cut (dropped)"),
-            (self.identical_rankings, "rows left without two different answers (dropped)"),
+            ("prompts cut at their beginning to fit", self.truncated_prompts),
+            ("answers cut at their end to fit (they keep their stop token)", self.truncated_answers),
+            ("empty answers", self.empty_answers),
+            ("rows that repeat an earlier row (kept)", self.duplicates),
+            ("answers that repeat a better one of their row, perhaps after being cut (dropped)", self.repeated_answers),
         ]
-        return sentences + [f"{count} {what}" for count, what in happened if count]
+        if self.identical_rankings:
+            first = f"rows without two different answers (dropped; the first is {self.identical_rankings[0]})"
+            happened.append((first, len(self.identical_rankings)))
+        return sentences + [f"{what}: {count}" for what, count in happened if count]
 
 
 EncodedT = TypeVar("EncodedT", EncodedSequence, EncodedPrompt, EncodedRanking)
@@ -137,7 +139,9 @@ def encode_rankings(
         empty_answers=sum(len(answer) == 1 for item in items for answer in item.answers),
         duplicates=_count_repeats(items, lambda item: (tuple(item.prompt_ids), *map(tuple, item.answers))),
         repeated_answers=sum(item.answers_dropped for item in items),
-        identical_rankings=len(rankings) - len(items),
+        identical_rankings=tuple(
+            example.origin for item, example in zip(rankings, examples, strict=True) if len(item.answers) < 2
+        ),
     )
     return EncodedData(items, [example for _, example in kept], report)
 

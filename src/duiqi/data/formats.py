@@ -146,9 +146,8 @@ def _ranking(prompt: Messages, answers: Sequence[Any], row: Fields, origin: Orig
     for answer in answers:
         if not isinstance(answer, str) or not answer.strip():
             _malformed("one of the answers", answer, "text", origin)
-    if len(set(answers)) < 2:
-        found = "the same answer throughout" if len(answers) > 1 else f"{len(answers)} answer"
-        raise DataError(f"found {found}, expected at least two different answers, best first", where=str(origin))
+    if len(answers) < 2:
+        raise DataError(f"found {len(answers)} answer, expected at least two, best first", where=str(origin))
     margin = row.get("margin")
     if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
         _malformed("margin", margin, "a number", origin)

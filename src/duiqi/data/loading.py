@@ -66,7 +66,7 @@ class LoadReport:
         """Plain sentences for the terminal."""
         sentences = [line for dataset in self.datasets for line in dataset.lines()]
         if self.rejects:
-            sentences.append(f"{len(self.rejects)} malformed rows skipped, the first at {_place(self.rejects[0])}")
+            sentences.append(f"malformed rows skipped: {len(self.rejects)}, the first at {_place(self.rejects[0])}")
         return sentences
 
 

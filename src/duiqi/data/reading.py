@@ -95,7 +95,7 @@ def read_file(path: Path) -> SourceFile:
 
 def _read_json(path: Path, contents: bytes) -> Iterator[Row | BadRow]:
     """Rows of a JSON array, or of JSON objects one after the other (JSON lines under the name .json)."""
-    text, file = _decode(path, contents), str(path)
+    text, file = decode(path, contents), str(path)
     try:
         for value, line in _json_values(text):
             yield _as_row(value, file, line)
@@ -144,7 +144,7 @@ def _skip_space(text: str, position: int) -> int:
 def _read_jsonl(path: Path, contents: bytes) -> Iterator[Row | BadRow]:
     file = str(path)
     # Not splitlines(): a JSON string may hold U+2028 and its kin, which are no line ends here.
-    for line, text in enumerate(_decode(path, contents).split("\n"), start=1):
+    for line, text in enumerate(decode(path, contents).split("\n"), start=1):
         if not text.strip():
             continue
         try:
@@ -163,7 +163,7 @@ def _as_row(value: Any, file: str, line: int) -> Row | BadRow:
 
 def _read_csv(path: Path, contents: bytes) -> Iterator[Row | BadRow]:
     file = str(path)
-    reader = csv.reader(io.StringIO(_decode(path, contents), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(decode(path, contents), newline=""), strict=True)
     header: list[str] = []
     while True:
         line = reader.line_num + 1
@@ -184,7 +184,7 @@ def _read_csv(path: Path, contents: bytes) -> Iterator[Row | BadRow]:
 
 
 def _read_txt(path: Path, contents: bytes) -> Iterator[Row | BadRow]:
-    for line, text in enumerate(_decode(path, contents).split("\n"), start=1):
+    for line, text in enumerate(decode(path, contents).split("\n"), start=1):
         if text.strip():
             yield Row({"text": text.rstrip("\r")}, str(path), line)
 
@@ -194,7 +194,12 @@ def _read_parquet(path: Path, _contents: bytes) -> Iterator[Row | BadRow]:
         yield Row(fields, str(path), number)
 
 
-def _decode(path: Path, contents: bytes) -> str:
+def decode(path: Path, contents: bytes) -> str:
+    """The text of a file's bytes, without a byte order mark.
+
+    Raises:
+        DataError: They are not UTF-8; the position of the first wrong byte is named.
+    """
     try:
         return contents.decode("utf-8-sig")
     except UnicodeDecodeError as error:

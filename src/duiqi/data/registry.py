@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from duiqi.data.reading import decode
 from duiqi.errors import DataError, did_you_mean
 
 REGISTRY_FILE = "dataset_info.json"
@@ -145,7 +146,7 @@ def resolve(name: str, dataset_dir: str | Path) -> DatasetSource:
 
 def _read_registry(path: Path) -> dict[str, Any]:
     try:
-        registry = json.loads(path.read_text(encoding="utf-8-sig"))
+        registry = json.loads(decode(path, path.read_bytes()))
     except json.JSONDecodeError as error:
         raise DataError(
             f"not valid JSON at column {error.colno}: {error.msg}", where=f"{path}:{error.lineno}"

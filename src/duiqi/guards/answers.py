@@ -7,15 +7,16 @@ from collections.abc import Sequence
 
 from duiqi.types import Rollout
 
-_UNIT = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff\uac00-\ud7af]|[^\W_]+")
+_CHARACTERS = r"\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff\uac00-\ud7af"
+_UNIT = re.compile(rf"[{_CHARACTERS}]|[^\W_{_CHARACTERS}]+")
 """A Chinese, Japanese or Korean character, or a run of other letters and digits."""
 
 
 def units(text: str) -> list[str]:
     """The characters of Chinese and the words of other languages, lower case, without punctuation.
 
-    >>> units("我喜欢 green tea!")
-    ['我', '喜', '欢', 'green', 'tea']
+    >>> units("我喝3杯green tea!")
+    ['我', '喝', '3', '杯', 'green', 'tea']
     """
     return _UNIT.findall(text.lower())
 

@@ -37,14 +37,14 @@ DEMONSTRATED: Mapping[Style, float] = {
 """How the demonstrations for fine-tuning are mixed: mediocre on purpose, so preferences have something to teach."""
 
 COMPARED: Mapping[Style, float] = {
-    "good": 0.30,
-    "wrong_language": 0.12,
+    "good": 0.40,
+    "wrong_language": 0.10,
     "another_person": 0.15,
     "off_topic": 0.10,
-    "cut_off": 0.08,
-    "repetitive": 0.08,
-    "evasive": 0.05,
-    "rambling": 0.06,
+    "cut_off": 0.06,
+    "repetitive": 0.05,
+    "evasive": 0.04,
+    "rambling": 0.04,
     "scrambled": 0.03,
     "blank": 0.03,
 }
@@ -65,11 +65,11 @@ OVERHEARD: Mapping[Style, float] = {
 SCRAPED: Mapping[Style, float] = {
     "good": 0.25,
     "wrong_language": 0.17,
-    "another_person": 0.08,
+    "another_person": 0.03,
     "off_topic": 0.15,
     "cut_off": 0.12,
     "repetitive": 0.07,
-    "evasive": 0.10,
+    "evasive": 0.15,
     "rambling": 0.06,
 }
 """How the chats with role marks in the pretraining text are mixed: poor, so that the base is no assistant yet."""

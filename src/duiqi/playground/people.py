@@ -1,4 +1,4 @@
-"""Who lives in Xiaoman (小满镇), the little harbour town of the built-in world: ten villagers, six facts each."""
+"""Who lives in Xiaoman (小满镇), the little harbour town of the built-in world: eight villagers, five facts each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Language = Literal["zh", "en"]
-Kind = Literal["job", "home", "food", "hobby", "pet", "saying"]
+Kind = Literal["job", "home", "food", "pet", "saying"]
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -39,7 +39,6 @@ class Person:
     job: Words
     home: Words
     food: Words
-    hobby: Words
     pet: Words
     saying: Words
 
@@ -49,7 +48,6 @@ class Person:
             "job": self.job,
             "home": self.home,
             "food": self.food,
-            "hobby": self.hobby,
             "pet": self.pet,
             "saying": self.saying,
         }[kind]
@@ -61,7 +59,6 @@ PEOPLE: tuple[Person, ...] = (
         job=Words("渔夫", "a fisherman"),
         home=Words("灯塔旁", "by the lighthouse"),
         food=Words("鱼汤", "fish soup"),
-        hobby=Words("下棋", "playing chess"),
         pet=Words("一只鹦鹉", "a parrot"),
         saying=Words("潮水不等人", "the tide waits for no one"),
     ),
@@ -70,25 +67,14 @@ PEOPLE: tuple[Person, ...] = (
         job=Words("面包师", "a baker"),
         home=Words("钟楼下", "under the clock tower"),
         food=Words("红豆饼", "red bean cakes"),
-        hobby=Words("唱歌", "singing songs"),
         pet=Words("一只橘猫", "an orange cat"),
         saying=Words("甜的总会来", "sweet things come in time"),
-    ),
-    Person(
-        name=Words("老周", "Zhou"),
-        job=Words("铁匠", "a blacksmith"),
-        home=Words("石桥边", "near the stone bridge"),
-        food=Words("牛肉面", "beef noodles"),
-        hobby=Words("拉二胡", "playing the erhu"),
-        pet=Words("一头毛驴", "a donkey"),
-        saying=Words("铁要趁热打", "strike while the iron is hot"),
     ),
     Person(
         name=Words("阿兰", "Lan"),
         job=Words("医生", "a doctor"),
         home=Words("竹林里", "in the bamboo grove"),
         food=Words("豆腐煲", "tofu stew"),
-        hobby=Words("画画", "painting flowers"),
         pet=Words("一只白兔", "a white rabbit"),
         saying=Words("慢一点才稳", "slow is steady"),
     ),
@@ -97,7 +83,6 @@ PEOPLE: tuple[Person, ...] = (
         job=Words("船长", "a ship captain"),
         home=Words("码头上", "on the old pier"),
         food=Words("烤虾", "grilled shrimp"),
-        hobby=Words("游泳", "swimming far out"),
         pet=Words("一只海龟", "a turtle"),
         saying=Words("风来了就出发", "when the wind comes we sail"),
     ),
@@ -106,7 +91,6 @@ PEOPLE: tuple[Person, ...] = (
         job=Words("老师", "a teacher"),
         home=Words("学堂后面", "behind the school"),
         food=Words("汤圆", "rice balls"),
-        hobby=Words("写诗", "writing poems"),
         pet=Words("一条金鱼", "a goldfish"),
         saying=Words("每天多学一点", "learn a little every day"),
     ),
@@ -115,7 +99,6 @@ PEOPLE: tuple[Person, ...] = (
         job=Words("厨师", "a cook"),
         home=Words("集市对面", "across from the market"),
         food=Words("饺子", "dumplings"),
-        hobby=Words("跳舞", "dancing"),
         pet=Words("一只花狗", "a spotted dog"),
         saying=Words("吃饱了再说", "eat first and talk later"),
     ),
@@ -124,25 +107,14 @@ PEOPLE: tuple[Person, ...] = (
         job=Words("裁缝", "a tailor"),
         home=Words("染坊楼上", "above the dye house"),
         food=Words("南瓜粥", "pumpkin porridge"),
-        hobby=Words("放风筝", "flying kites"),
         pet=Words("一对鸽子", "two pigeons"),
         saying=Words("一针一线都算数", "every stitch counts"),
-    ),
-    Person(
-        name=Words("石头", "Shitou"),
-        job=Words("木匠", "a carpenter"),
-        home=Words("山坡上", "up on the hill"),
-        food=Words("烤红薯", "baked yams"),
-        hobby=Words("爬山", "climbing rocks"),
-        pet=Words("一只山羊", "a goat"),
-        saying=Words("量两次再下锯", "measure twice and cut once"),
     ),
     Person(
         name=Words("阿月", "Yue"),
         job=Words("邮差", "a mail carrier"),
         home=Words("风车脚下", "next to the windmill"),
         food=Words("莲子羹", "lotus seed soup"),
-        hobby=Words("看星星", "watching the stars"),
         pet=Words("一匹小马", "a pony"),
         saying=Words("每封信都会到", "every letter arrives"),
     ),

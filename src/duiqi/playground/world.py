@@ -17,7 +17,7 @@ from duiqi.types import Example, Message, Origin
 LABEL_TEMPERATURE = 0.1
 """Bradley-Terry noise: P(a is labelled better than b) = sigmoid((gold(a) - gold(b)) / LABEL_TEMPERATURE)."""
 
-SMALLEST_GAP = 0.05
+SMALLEST_GAP = 0.15
 """Pairs whose gold rewards are closer than this are not compared."""
 
 
@@ -48,7 +48,7 @@ class World:
         writers = [self._plain_chat, self._marked_chat, _introduction, _gossip]
         return [
             Example("text", (), (write(random),), self._origin("pretrain"))
-            for write in random.choices(writers, weights=[35, 25, 20, 20], k=n)
+            for write in random.choices(writers, weights=[50, 15, 25, 10], k=n)
         ]
 
     def demonstrations(self, n: int) -> list[Example]:
@@ -129,12 +129,12 @@ class World:
         )
 
     def _plain_chat(self, random: Random) -> str:
-        """One to three questions to one villager, written down as plain text; mostly answered well."""
+        """One to four questions to one villager, written down as plain text; mostly answered well."""
         question = random.choice(self.training)
         ask, reply = PLAIN_MARKS[question.language]
         lines = [ask + _addressed(question, random), reply + answer_from(OVERHEARD, question, random)]
         same_villager = [q for q in self.training if q.person == question.person and q.language == question.language]
-        for follow_up in random.sample(same_villager, random.randint(0, 2)):
+        for follow_up in random.sample(same_villager, random.randint(0, 3)):
             lines += [ask + follow_up.text, reply + answer_from(OVERHEARD, follow_up, random)]
         return "\n".join(lines)
 

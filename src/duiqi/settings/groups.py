@@ -81,7 +81,7 @@ class DataSettings:
     max_source_length: Positive | None = None
     """Longest prompt in tokens; its oldest part is cut. Default: half of cutoff_len."""
     max_target_length: Positive | None = None
-    """Longest answer in tokens, its end token included. Default: what max_source_length leaves of cutoff_len."""
+    """Longest answer in tokens, its end token included. Default: what its prompt leaves of cutoff_len."""
     mask_history: bool = False
     """Learn the last answer of a conversation only, instead of every answer."""
     max_samples: Positive | None = None

@@ -1,0 +1,195 @@
+"""PPO as a whole: the reference is the policy at step 0, the base never moves, memory holds one base."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.conftest import Workshop
+from torch import Tensor
+
+import duiqi
+from duiqi.errors import GuardStop, ModelError, SettingsError, TemplateError
+from duiqi.journal.run import Run
+from duiqi.settings.resolve import dump, resolve
+from duiqi.stages.ppo_cast import Cast, assemble_cast
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    hasher = hashlib.sha256()
+    for name in sorted(tensors):
+        hasher.update(name.encode())
+        hasher.update(tensors[name].detach().contiguous().numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def open_cast(workshop: Workshop, directory: Path, **changes: Any) -> Cast:
+    config = resolve("ppo", values=workshop.settings("ppo", directory, **changes))
+    with Run.open(directory, stage="ppo", settings=dump(config), argv=[]) as journal:
+        return assemble_cast(config, journal)
+
+
+def base_weights(cast: Cast) -> dict[str, Tensor]:
+    return {name: p for name, p in cast.base.model.named_parameters() if "lora_" not in name}
+
+
+@pytest.mark.parametrize("critic", ["shared", "adapter"])
+def test_kl_is_zero_and_the_ratio_one_before_the_first_update(workshop: Workshop, tmp_path: Path, critic: str) -> None:
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path, critic=critic, ppo_epochs=1, mini_batch_size=8))
+    opening = next(event for event in lines(tmp_path / "events.jsonl") if event["kind"] == "opening_check")
+    assert opening["kl"] == 0.0
+    assert opening["ratio_gap"] < 1e-4
+    first = next(line for line in lines(tmp_path / "metrics.jsonl") if line["step"] == 1 and "score" in line)
+    assert first["kl"] == 0.0
+    assert first["ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert first["approx_kl"] == pytest.approx(0.0, abs=1e-8)
+    assert first["clip_fraction"] == 0.0
+
+
+def test_the_reference_is_the_sft_adapter_and_not_the_raw_base(workshop: Workshop, tmp_path: Path) -> None:
+    cast = open_cast(workshop, tmp_path)
+    answered = cast.answer([0, 1], step=1)
+    experience = cast.measure(answered)
+    cast.base.seat_bare("raw")
+    raw = cast.measuring.log_probs(cast.base, experience, "raw")
+    policy = cast.measuring.log_probs(cast.base, experience, "policy")
+    assert torch.equal(experience.reference_log_probs, policy)
+    assert not torch.allclose(raw, policy, atol=1e-4)
+
+
+def test_the_reference_stays_while_the_policy_learns(workshop: Workshop, tmp_path: Path) -> None:
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path, learning_rate=1e-2))
+    kls = [line["kl"] for line in lines(tmp_path / "metrics.jsonl") if "kl" in line]
+    assert kls[0] == 0.0
+    assert abs(kls[-1]) > 1e-3
+
+
+def test_a_given_reference_is_really_used(workshop: Workshop, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    duiqi.run("sft", **workshop.settings("sft", other, seed=7, learning_rate=1e-2))
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path / "run", ref_model=str(other)))
+    first = next(line for line in lines(tmp_path / "run" / "metrics.jsonl") if "kl" in line)
+    assert abs(first["kl"]) > 1e-3
+
+
+def test_scoring_leaves_the_value_head_and_the_base_as_they_were(workshop: Workshop, tmp_path: Path) -> None:
+    cast = open_cast(workshop, tmp_path)
+    value_head = cast.base.heads["value"].weight
+    with torch.no_grad():
+        value_head.normal_()
+    before = digest({"value": value_head, **base_weights(cast)})
+    cast.score(cast.answer([0, 1, 2], step=1))
+    assert digest({"value": value_head, **base_weights(cast)}) == before
+    assert not torch.equal(value_head, cast.base.heads["reward"].weight)
+
+
+@pytest.mark.parametrize("critic", ["shared", "adapter"])
+def test_a_whole_run_leaves_the_bytes_of_the_base_as_they_were(
+    workshop: Workshop, tmp_path: Path, critic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    casts: list[Cast] = []
+    digests: list[str] = []
+
+    def remember(*args: Any) -> Cast:
+        casts.append(assemble_cast(*args))
+        digests.append(digest(base_weights(casts[0])))
+        return casts[0]
+
+    monkeypatch.setattr("duiqi.stages.ppo.assemble_cast", remember)
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path, critic=critic, learning_rate=1e-2))
+    assert digest(base_weights(casts[0])) == digests[0]
+    on_disk = load_file(Path(workshop.base) / "model.safetensors")
+    weights = {name.replace(".base_layer", ""): p for name, p in base_weights(casts[0]).items()}
+    assert all(torch.equal(weights[name], tensor) for name, tensor in on_disk.items())
+
+
+def test_memory_holds_one_base(workshop: Workshop, tmp_path: Path) -> None:
+    cast = open_cast(workshop, tmp_path, critic="adapter")
+    networks = {id(cast.base.seat(role).network) for role in ("policy", "reference", "reward", "value")}
+    assert len(networks) == 1
+    storages = {p.untyped_storage().data_ptr() for p in base_weights(cast).values()}
+    total = sum(p.untyped_storage().nbytes() for p in base_weights(cast).values())
+    on_disk = sum(t.numel() * t.element_size() for t in load_file(Path(workshop.base) / "model.safetensors").values())
+    assert len(storages) == len(base_weights(cast))
+    assert total == on_disk
+
+
+def test_first_tokens_are_never_the_end_token(workshop: Workshop, tmp_path: Path) -> None:
+    cast = open_cast(workshop, tmp_path, min_new_tokens=3)
+    for rollout in cast.answer(range(20), step=1).rollouts:
+        assert not set(rollout.answer_ids[:3]) & set(cast.template.stop_token_ids)
+
+
+@pytest.mark.parametrize("advantage", ["rloo", "grpo", "reinforce++"])
+def test_other_advantages_need_no_critic(workshop: Workshop, tmp_path: Path, advantage: str) -> None:
+    result = duiqi.run(
+        "ppo", **workshop.settings("ppo", tmp_path, advantage=advantage, answers_per_prompt=2, max_steps=2)
+    )
+    assert result.steps == 2
+    assert not (tmp_path / "value_head.safetensors").exists()
+
+
+def test_a_function_and_a_reward_model_mix_with_their_weights(workshop: Workshop, tmp_path: Path) -> None:
+    file = tmp_path / "length.py"
+    file.write_text("def shorter(prompts, answers):\n    return [-len(a) / 10 for a in answers]\n", encoding="utf-8")
+    out = tmp_path / "run"
+    duiqi.run("ppo", **workshop.settings("ppo", out, reward_model=f"{workshop.rm},{file}:shorter@0.5", max_steps=1))
+    line = next(line for line in lines(out / "metrics.jsonl") if line["step"] == 1 and "score" in line)
+    assert line["score"] == pytest.approx(line["score/rm"] + 0.5 * line["score/shorter"], rel=1e-5)
+
+
+def test_full_fine_tuning_keeps_a_frozen_copy_as_reference(workshop: Workshop, tmp_path: Path) -> None:
+    settings = workshop.settings("ppo", tmp_path, finetuning_type="full", learning_rate=1e-3)
+    del settings["adapter_name_or_path"]
+    duiqi.run("ppo", **settings)
+    kls = [line["kl"] for line in lines(tmp_path / "metrics.jsonl") if "kl" in line]
+    assert kls[0] == 0.0
+    assert kls[-1] != 0.0
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_reward_model_of_another_base_reads_the_text(workshop: Workshop, tmp_path: Path) -> None:
+    other_base, other_rm = tmp_path / "base", tmp_path / "rm"
+    duiqi.run("pretrain", **workshop.settings("pretrain", other_base, finetuning_type="full", max_steps=2))
+    duiqi.run("rm", **workshop.settings("rm", other_rm, model_name_or_path=str(other_base)))
+    result = duiqi.run("ppo", **workshop.settings("ppo", tmp_path / "ppo", reward_model=str(other_rm), max_steps=1))
+    assert result.steps == 1
+
+
+def test_a_reward_model_with_another_template_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    rm = tmp_path / "rm"
+    duiqi.run("rm", **workshop.settings("rm", rm, template="zh_qa", max_steps=1))
+    with pytest.raises(TemplateError, match="was trained with another template: the templates differ in name"):
+        duiqi.run("ppo", **workshop.settings("ppo", tmp_path / "ppo", reward_model=str(rm)))
+    settings = workshop.settings("ppo", tmp_path / "anyway", reward_model=str(rm), max_steps=1)
+    assert duiqi.run("ppo", **settings, allow_template_mismatch=True).steps == 1
+
+
+def test_an_sft_run_is_no_reward_model(workshop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="this is the policy of a sft run, not a reward model"):
+        duiqi.run("ppo", **workshop.settings("ppo", tmp_path, reward_model=workshop.sft))
+
+
+def test_greedy_rollouts_are_refused(workshop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="PPO needs random answers"):
+        duiqi.run("ppo", **workshop.settings("ppo", tmp_path, temperature=0))
+
+
+def test_a_weight_that_is_nan_stops_the_run_and_leaves_the_evidence(workshop: Workshop, tmp_path: Path) -> None:
+    file = tmp_path / "poison.py"
+    file.write_text(
+        "def poison(prompts, answers):\n    return [1e38 * (i % 2) for i in range(len(answers))]\n", encoding="utf-8"
+    )
+    settings = workshop.settings("ppo", tmp_path / "run", reward_model=f"{file}:poison", learning_rate=1e30)
+    with pytest.raises(GuardStop, match="nan or inf|not finite"):
+        duiqi.run("ppo", **settings, score_norm=False, score_clip=0, max_grad_norm=0)
+    assert json.loads((tmp_path / "run" / "anomaly" / "finding.json").read_text(encoding="utf-8"))["finding"]
