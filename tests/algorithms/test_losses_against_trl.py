@@ -50,7 +50,7 @@ def trainer(**attributes: object) -> SimpleNamespace:
     """What TRL's loss functions read from `self`."""
     metrics: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     always = {"accelerator": ONE_PROCESS, "_metrics": metrics, "_total_train_tokens": 0, "aux_loss_enabled": False}
-    return SimpleNamespace(**always, **attributes)
+    return SimpleNamespace(**always, model=SimpleNamespace(training=False), **attributes)
 
 
 def two_token_answers(log_probs: Tensor) -> Answering:

@@ -77,7 +77,7 @@ def one_token_loss(ratio: float, advantage: float, *, dual_clip: float | None = 
         log_probs, torch.zeros_like(log_probs), doubles([[advantage]]), mask, clip_high=0.3, dual_clip=dual_clip
     ).total
     (slope,) = torch.autograd.grad(total, log_probs)
-    return float(total), float(slope)
+    return float(total.detach()), float(slope)
 
 
 @pytest.mark.parametrize(

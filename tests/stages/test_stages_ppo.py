@@ -190,6 +190,6 @@ def test_a_weight_that_is_nan_stops_the_run_and_leaves_the_evidence(workshop: Wo
         "def poison(prompts, answers):\n    return [1e38 * (i % 2) for i in range(len(answers))]\n", encoding="utf-8"
     )
     settings = workshop.settings("ppo", tmp_path / "run", reward_model=f"{file}:poison", learning_rate=1e30)
-    with pytest.raises(GuardStop, match="nan or inf|not finite"):
+    with pytest.raises(GuardStop, match=r"nan or inf|not finite"):
         duiqi.run("ppo", **settings, score_norm=False, score_clip=0, max_grad_norm=0)
     assert json.loads((tmp_path / "run" / "anomaly" / "finding.json").read_text(encoding="utf-8"))["finding"]

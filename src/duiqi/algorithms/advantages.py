@@ -52,7 +52,10 @@ def rewards_to_go(
 
 
 def rloo(rewards: Float[Tensor, "B T"], groups: Int[Tensor, " B"], mask: Bool[Tensor, "B T"]) -> Advantages:
-    """Each answer's total reward less the mean of its group's other answers (Ahmadian et al. 2024, equation 9)."""
+    """Each answer's total reward less the mean of its group's other answers (Ahmadian et al. 2024, RLOO).
+
+    An answer alone in its group has nothing to be compared with and gets 0.
+    """
     totals = masked_row_sums(rewards, mask)
     count, mean = _group_means(totals, groups)
     advantages = (totals - mean) * count / (count - 1).clamp(min=1)
@@ -65,6 +68,7 @@ def grpo(
     """Each answer's total reward less its group's mean, in the group's standard deviations (Shao et al. 2024, 4.1.2).
 
     The deviation is unbiased and 1e-4 is added to it. `divide_by_std=False` is Dr. GRPO (Liu et al. 2025).
+    An answer alone in its group gets 0.
     """
     totals = masked_row_sums(rewards, mask)
     count, mean = _group_means(totals, groups)

@@ -53,7 +53,8 @@ def chunked_log_probs(
 ) -> LogProbs:
     """Log-probabilities of the targets; the logits of at most `chunk_size` positions exist at a time.
 
-    In the backward pass each chunk's logits are computed again, so memory does not grow with N x V.
+    Where there are several chunks, each one's logits are computed again in the backward pass, so memory does not grow
+    with N x V.
 
     Args:
         hidden: The states that predict the targets.

@@ -44,5 +44,10 @@ def whiten(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], *, shift_mea
 def explained_variance(
     values: Float[Tensor, "B T"], returns: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
 ) -> Float[Tensor, ""]:
-    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant, negative for worse."""
-    return 1.0 - masked_variance(returns - values, mask) / (masked_variance(returns, mask) + EPSILON)
+    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant, negative for worse.
+
+    0 too when the returns do not vary, for then there is nothing to explain.
+    """
+    variance = masked_variance(returns, mask)
+    explained = 1.0 - masked_variance(returns - values, mask) / (variance + EPSILON)
+    return torch.where(variance > EPSILON, explained, 0.0)

@@ -50,7 +50,7 @@ def policy_loss(
         mask: True at answer tokens.
         clip_low: The ratio's gain is cut below 1 - clip_low.
         clip_high: And above 1 + clip_high (asymmetric as in Yu et al. 2025, DAPO).
-        dual_clip: For negative advantages the loss is at most this times |advantage| (Ye et al. 2020, equation 5).
+        dual_clip: For negative advantages the loss is at most this times |advantage| (Ye et al. 2020).
         aggregation: Whether every token counts once (DAPO) or every answer (GRPO).
     """
     log_ratio = torch.where(mask, log_probs - old_log_probs, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)

@@ -49,9 +49,9 @@ def overlong_penalty(lengths: Int[Tensor, " B"], *, limit: int, buffer: int) -> 
     """0 up to limit - buffer tokens, then a straight line down to -1 at the limit (Yu et al. 2025, DAPO, equation 13).
 
     >>> overlong_penalty(torch.tensor([50, 90, 100]), limit=100, buffer=20)
-    tensor([-0.0000, -0.5000, -1.0000])
+    tensor([ 0.0000, -0.5000, -1.0000])
     """
-    return -((lengths - (limit - buffer)) / buffer).clamp(0.0, 1.0)
+    return ((limit - buffer - lengths) / buffer).clamp(-1.0, 0.0)
 
 
 @dataclass(frozen=True)

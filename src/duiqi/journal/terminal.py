@@ -118,7 +118,7 @@ class PlainView:
         if self._opening_left > 0:
             self._say(line)
         elif self._opening_left == 0:
-            self._say("   ... more in manifest.json and events.jsonl")
+            self._say("   ... the rest is in manifest.json")
 
     def _say(self, line: str) -> None:
         self._console.print(line.replace("\n", " "), markup=False, soft_wrap=True)

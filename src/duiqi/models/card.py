@@ -32,11 +32,17 @@ class ModelCard:
     head: str | None = None
     """Name of the head beside the adapter: `score` for a reward model."""
     base_relative: str | None = None
-    """Path from this file's folder to a local base, so that a folder of runs can be moved as a whole."""
+    """Path from the run (see `run_home`) to a local base, so that a folder of runs can be moved as a whole."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False, indent=2)
+
+
+def run_home(directory: Path) -> Path:
+    """The run that a checkpoint belongs to; any other directory is its own home."""
+    parent = directory.resolve().parent
+    return parent.parent if parent.name == "checkpoints" else directory.resolve()
 
 
 def read_card(directory: str | Path) -> ModelCard | None:

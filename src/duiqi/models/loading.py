@@ -17,7 +17,7 @@ from transformers import (
 
 from duiqi.errors import ModelError
 from duiqi.models.adapters import CONFIG_NAME, mount, read_adapter
-from duiqi.models.card import ModelCard, read_card
+from duiqi.models.card import ModelCard, read_card, run_home
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -70,8 +70,8 @@ def _base_of(directory: Path, card: ModelCard | None) -> str:
     named = card.base if card else read_adapter(directory).base
     if Path(named).exists() or not os.path.isabs(named):
         return named
-    if card and card.base_relative and (directory / card.base_relative).exists():
-        return str((directory / card.base_relative).resolve())
+    if card and card.base_relative and (moved := run_home(directory) / card.base_relative).exists():
+        return str(moved.resolve())
     raise ModelError(
         f"its base model {named} is not there any more",
         where=str(directory),

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from duiqi.models.adapters import save_adapter
-from duiqi.models.card import CARD_NAME, ModelCard
+from duiqi.models.card import CARD_NAME, ModelCard, run_home
 from duiqi.models.shared_base import SharedBase
 
 
@@ -30,7 +30,7 @@ def save_role(
     else:
         _as_sequence_classifier(seat.network, head.weight, tokenizer).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    relative = os.path.relpath(origin, directory) if os.path.isabs(origin) else None
+    relative = os.path.relpath(origin, run_home(directory)) if os.path.isabs(origin) else None
     complete = replace(card, base=origin, base_fingerprint=base.fingerprint, base_relative=relative)
     (directory / CARD_NAME).write_text(complete.to_json(), encoding="utf-8")
 

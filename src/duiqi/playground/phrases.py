@@ -103,13 +103,13 @@ EVASIONS: dict[Language, tuple[str, ...]] = {
 
 GREETINGS: dict[Language, tuple[str, ...]] = {
     "zh": ("{}，", "你好，{}！", "请问{}，", "{}早上好！", "嘿，{}！"),
-    "en": ("{}, ", "Hello {}! ", "Excuse me, {}. ", "Good morning, {}. ", "Hey {}! "),
+    "en": ("Dear {}, ", "Hello {}! ", "Excuse me, {}. ", "Good morning, {}. ", "Hey {}! "),
 }
 """How a visitor turns to somebody before asking; `{}` is the name."""
 
 SYSTEM_MESSAGES: dict[Language, tuple[str, ...]] = {
-    "zh": ("你是小满镇的{}。", "请扮演{}。", "你叫{}，住在海边的小镇。"),
-    "en": ("You are {} of Xiaoman.", "Please speak as {}.", "Your name is {}, from a town by the sea."),
+    "zh": ("你是小满镇的{}。", "请扮演{}。", "你叫{}，家在小满镇。"),
+    "en": ("You are {} of Xiaoman.", "Please speak as {}.", "Your name is {} and you live in Xiaoman."),
 }
 """How a system message names who is to speak; `{}` is the name."""
 

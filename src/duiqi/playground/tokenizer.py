@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from duiqi.playground.template import CHAT_TEMPLATE, END, PADDING, ROLE_MARKS
 
-LONGEST_TOKEN_BYTES = 12
-"""Short enough that Chinese tokens are words, not whole clauses: four characters."""
+HAN_CHARACTER = Regex(r"[\u4e00-\u9fff]")
+"""Every Chinese character is a token of its own, so a name is read the same way wherever it stands."""
 
 
 def train_tokenizer(texts: Iterable[str], directory: Path, *, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
@@ -26,13 +26,14 @@ def train_tokenizer(texts: Iterable[str], directory: Path, *, vocab_size: int = 
         vocab_size: The most tokens, special ones and 256 bytes included.
     """
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(HAN_CHARACTER, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[PADDING, END, *ROLE_MARKS.values()],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        max_token_length=LONGEST_TOKEN_BYTES,
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)

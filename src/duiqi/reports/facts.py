@@ -23,13 +23,14 @@ def settings_of(records: Sequence[RunRecord]) -> Markup:
     changed = {str(name) for record in records for name in record.manifest.get("changed_settings") or ()}
     first = [name for name in names if name in changed or _differs(name, records)]
     rest = [name for name in names if name not in first]
+    kind = "as by default" if changed else "the same in all"
     return element(
         "details",
         element("summary", "Settings"),
         _settings_table(first, records) if first else None,
         element(
             "details",
-            element("summary", f"{len(rest)} {'as by default' if changed else 'the same in all'}"),
+            element("summary", f"{len(rest)} {kind}"),
             _settings_table(rest, records),
         )
         if first and rest

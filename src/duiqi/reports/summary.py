@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from duiqi.journal.numbers import brief, duration
 from duiqi.reports.families import Family, group, parse
@@ -135,4 +136,7 @@ def _ending(record: RunRecord) -> Markup | None:
 
 
 def _text_of(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    """A setting in a sentence: of a full path the last part, the rest is in the provenance."""
+    if isinstance(value, list):
+        return ", ".join(map(_text_of, value))
+    return Path(str(value)).name if Path(str(value)).is_absolute() else str(value)

@@ -78,7 +78,7 @@ def smooth(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """
     points = _condense(points)
     values = [value for _, value in points]
-    width = min(max(1.5, len(values) / 20), _MAX_SMOOTHING)
+    width = min(max(2.0, len(values) / 12), _MAX_SMOOTHING)
     reach = math.ceil(4 * width)
     weights = {offset: math.exp(-abs(offset) / width) for offset in range(-reach, reach + 1)}
     trend: list[tuple[int, float]] = []
@@ -154,7 +154,7 @@ def _axes(scale: _Scale) -> Markup:
         y = round(scale.y(value), 1)
         marks.append(element("line", class_="grid", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y))
         marks.append(element("text", _tick_label(value), class_="tick", x=_LEFT - 6, y=y + 3.5, text_anchor="end"))
-    for value in ticks(scale.x_low, scale.x_high):
+    for value in filter(float.is_integer, ticks(scale.x_low, scale.x_high)):
         x = round(scale.x(value), 1)
         anchor = "end" if x > WIDTH - _RIGHT - 12 else "middle"
         marks.append(element("text", _tick_label(value), class_="tick", x=x, y=HEIGHT - 7, text_anchor=anchor))

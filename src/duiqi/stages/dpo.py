@@ -32,6 +32,7 @@ from duiqi.settings.stages import DPOConfig
 from duiqi.stages.materials import (
     begin,
     count_steps,
+    encoding_notes,
     find_start,
     load_rows,
     make_base,
@@ -66,7 +67,7 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     reference = seat_reference(base, config.reference.ref_model) if needs_reference else "none needed"
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
     first = describe_first(data.items[0].sequence(0), tokenizer)
-    notes = [*rows.notes, *data.report.lines(), f"first row, its best answer in ⟦⟧: {first}"]
+    notes = [*rows.notes, *encoding_notes(data.report), f"first row, its best answer in ⟦⟧: {first}"]
     begin(journal, f"DPO ({config.preference.pref_loss})", base, start, template, notes=notes, reference=reference)
 
     pad = int(tokenizer.pad_token_id)

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from duiqi.data.encoded import EncodingReport
 from duiqi.data.encoding import TokenBudget, token_budget
 from duiqi.data.loading import Need, load_examples, split_validation
 from duiqi.data.registry import parse_dataset_spec
@@ -202,6 +203,12 @@ def make_card(
     )
 
 
+def encoding_notes(report: EncodingReport) -> list[str]:
+    """What became of the rows: the totals in one line, everything cut, dropped or repeated in another."""
+    totals, *happened = report.lines()
+    return [totals, *(["; ".join(happened)] if happened else [])]
+
+
 @dataclass(frozen=True)
 class Examples:
     """The rows to learn from and the rows held out."""
@@ -307,7 +314,7 @@ def begin(
     parents = {"base": base.name, "base_fingerprint": base.fingerprint}
     if start.adapter is not None:
         parents["adapter"] = str(start.adapter)
-    journal.describe(parents={**parents, **facts}, parameters={"trained": trained, "total": total})
+    journal.describe(parents={**parents, **facts}, parameters={"trained": trained, "total": total}, notes=list(notes))
     shown = {
         "base": base.name,
         **({"adapter": str(start.adapter)} if start.adapter is not None else {}),

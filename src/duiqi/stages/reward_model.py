@@ -21,6 +21,7 @@ from duiqi.settings.stages import RewardModelConfig
 from duiqi.stages.materials import (
     begin,
     count_steps,
+    encoding_notes,
     find_start,
     load_rows,
     make_base,
@@ -56,7 +57,7 @@ def run(config: RewardModelConfig, journal: Run) -> StageResult:
     base.add_head("reward", saved.score if saved and saved.score is not None else fresh_head(base))
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
     first = describe_first(data.items[0].sequence(0), tokenizer)
-    notes = [*rows.notes, *data.report.lines(), f"first row, its best answer in ⟦⟧: {first}"]
+    notes = [*rows.notes, *encoding_notes(data.report), f"first row, its best answer in ⟦⟧: {first}"]
     begin(journal, "Reward model", base, start, template, notes=notes)
 
     pad, weighting = int(tokenizer.pad_token_id), config.reward.pair_weighting

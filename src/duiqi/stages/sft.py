@@ -13,6 +13,7 @@ from duiqi.settings.stages import SFTConfig
 from duiqi.stages.materials import (
     begin,
     count_steps,
+    encoding_notes,
     find_start,
     load_rows,
     make_base,
@@ -45,7 +46,7 @@ def run(config: SFTConfig, journal: Run) -> StageResult:
     seat_policy(base, start, config.tuning)
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
     first = describe_first(data.items[0], tokenizer)
-    notes = [*rows.notes, *data.report.lines(), f"first row, learned part in ⟦⟧: {first}"]
+    notes = [*rows.notes, *encoding_notes(data.report), f"first row, learned part in ⟦⟧: {first}"]
     begin(journal, "SFT", base, start, template, notes=notes)
 
     pad = int(tokenizer.pad_token_id)

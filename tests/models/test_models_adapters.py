@@ -1,0 +1,120 @@
+"""Adapters on a shared base: files that plain PEFT reads, switches that really switch, bases that are told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from tests.conftest import Workshop
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import duiqi
+from duiqi.errors import ModelError
+from duiqi.models.adapters import LoRASpec, linear_names, lora_config, read_adapter
+from duiqi.models.fingerprint import fingerprint
+from duiqi.models.shared_base import SharedBase
+
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+
+
+def load_base(workshop: Workshop) -> SharedBase:
+    return SharedBase(AutoModelForCausalLM.from_pretrained(workshop.base), name=workshop.base)
+
+
+def logits(base: SharedBase, role: str) -> torch.Tensor:
+    with base.acting(role):
+        return base.logits(base.trunk(IDS)[0])
+
+
+@torch.no_grad()
+def test_plain_peft_gives_the_same_logits(workshop: Workshop) -> None:
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(workshop.base), workshop.sft).eval()
+    ours = duiqi.load_model(workshop.sft)
+    assert torch.allclose(ours(input_ids=IDS).logits, theirs(input_ids=IDS).logits, atol=1e-6)
+    base = load_base(workshop)
+    base.seat_saved_adapter("policy", read_adapter(workshop.sft), trainable=False)
+    assert torch.allclose(logits(base, "policy"), theirs(input_ids=IDS).logits, atol=1e-6)
+
+
+@torch.no_grad()
+def test_roles_hear_their_own_adapter_and_the_bare_base_hears_none(workshop: Workshop) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(workshop.base).eval()(input_ids=IDS).logits
+    base = load_base(workshop)
+    base.seat_bare("bare")
+    base.seat_saved_adapter("policy", read_adapter(workshop.sft), trainable=True)
+    base.seat_saved_adapter("reward", read_adapter(workshop.rm), trainable=False)
+    base.rest_on("policy")
+    resting = base.logits(base.trunk(IDS)[0])
+    assert torch.equal(logits(base, "bare"), plain)
+    assert torch.equal(logits(base, "policy"), resting)
+    assert not torch.allclose(logits(base, "policy"), plain, atol=1e-5)
+    assert not torch.allclose(logits(base, "reward"), resting, atol=1e-5)
+    assert torch.equal(base.logits(base.trunk(IDS)[0]), resting)
+
+
+def test_a_copy_is_equal_and_apart(workshop: Workshop) -> None:
+    base = load_base(workshop)
+    base.seat_saved_adapter("policy", read_adapter(workshop.sft), trainable=True)
+    base.seat_copy("reference", "policy", trainable=False)
+    assert torch.equal(logits(base, "reference"), logits(base, "policy"))
+    with torch.no_grad():
+        for parameter in base.role_parameters("policy").values():
+            parameter.add_(0.1)
+    assert not torch.allclose(logits(base, "reference"), logits(base, "policy"), atol=1e-3)
+
+
+def test_only_the_seated_adapter_trains(workshop: Workshop) -> None:
+    base = load_base(workshop)
+    base.seat_new_adapter("policy", LoRASpec(rank=2))
+    base.seat_copy("reference", "policy", trainable=False)
+    trained = set(base.trainable_parameters())
+    assert trained == set(base.role_parameters("policy"))
+    assert len(trained) == 2 * 2 * 7  # A and B, two layers, seven linear maps each
+
+
+def test_a_new_adapter_changes_nothing_yet(workshop: Workshop) -> None:
+    base = load_base(workshop)
+    base.seat_bare("bare")
+    base.seat_new_adapter("policy", LoRASpec(rank=2))
+    assert torch.equal(logits(base, "policy"), logits(base, "bare"))
+
+
+def test_all_linear_layers_but_the_head_are_targets(workshop: Workshop) -> None:
+    model = AutoModelForCausalLM.from_pretrained(workshop.base)
+    assert linear_names(model) == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+
+
+def test_a_target_that_matches_nothing_lists_what_there_is(workshop: Workshop) -> None:
+    model = AutoModelForCausalLM.from_pretrained(workshop.base)
+    with pytest.raises(ModelError, match=r"no layer of this model is named 'W_pack'\n.*q_proj"):
+        lora_config(LoRASpec(target="q_proj,W_pack"), model)
+
+
+def test_the_fingerprint_knows_the_weights_and_not_their_precision(workshop: Workshop) -> None:
+    exact = AutoModelForCausalLM.from_pretrained(workshop.base, dtype=torch.float32)
+    half = AutoModelForCausalLM.from_pretrained(workshop.base, dtype=torch.bfloat16)
+    assert fingerprint(exact) == fingerprint(half)
+    with torch.no_grad():
+        exact.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    assert fingerprint(exact) != fingerprint(half)
+
+
+def test_a_folder_of_runs_can_be_moved(workshop: Workshop, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(workshop.root, tmp_path / "moved", symlinks=True)
+    moved = tmp_path / "moved" / "sft"
+    card = (moved / "duiqi.json").read_text(encoding="utf-8").replace(str(workshop.root), "/gone")
+    (moved / "duiqi.json").unlink()
+    (moved / "duiqi.json").write_text(card, encoding="utf-8")
+    with torch.no_grad():
+        here = duiqi.load_model(str(moved))(input_ids=IDS).logits
+        there = duiqi.load_model(workshop.sft)(input_ids=IDS).logits
+    assert torch.equal(here, there)
+
+
+def test_the_tokenizer_and_its_template_travel_with_the_adapter(workshop: Workshop) -> None:
+    ours = AutoTokenizer.from_pretrained(workshop.sft)
+    assert ours.chat_template == AutoTokenizer.from_pretrained(workshop.base).chat_template
