@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -16,6 +17,7 @@ from torch.testing import assert_close
 from duiqi.algorithms.advantages import Advantages, gae, grpo, reinforce_plus_plus, rloo
 from duiqi.algorithms.kl import AdaptiveKL, k3
 from duiqi.algorithms.masked import explained_variance
+from duiqi.algorithms.policy import Aggregation, policy_loss, ppo_loss, value_loss
 from duiqi.algorithms.rewards import overlong_penalty, token_rewards
 
 always_the_same = settings(deadline=None, max_examples=40, derandomize=True)
@@ -117,3 +119,44 @@ def test_explained_variance_is_zero_when_the_returns_do_not_vary() -> None:
 
 def test_a_short_answer_has_no_overlong_penalty_and_no_minus_sign() -> None:
     assert str(overlong_penalty(torch.tensor([10]), limit=100, buffer=20).item()) == "0.0"
+
+
+def test_approximate_kl_is_k3_of_tokens_drawn_from_the_old_policy() -> None:
+    old, mask = torch.tensor([[-1.0, -1.0, torch.nan]]), torch.tensor([[True, True, False]])
+    moved = torch.tensor([[math.log(2.0), 0.0, torch.nan]])  # ratios 2 and 1: (2 - 1 - log 2) and 0
+    loss = policy_loss(old + moved, old, torch.zeros(1, 3), mask)
+    assert loss.stats["approx_kl"].mean == pytest.approx((1.0 - math.log(2.0)) / 2)
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+def test_ppo_loss_hands_every_setting_on_to_its_parts(aggregation: Aggregation) -> None:
+    mask = torch.tensor([[True, False, False], [True, True, True]])
+    log_probs = torch.tensor([[1.2, 0.0, 0.0], [1.0, -0.8, 0.15]])
+    advantages = torch.tensor([[-1.0, 0.0, 0.0], [2.0, -1.0, 1.0]])
+    values = torch.tensor([[0.5, 0.0, 0.0], [-0.5, 1.0, 0.0]])
+    old_values, returns = torch.zeros_like(values), 2.0 * values
+    old = torch.zeros_like(log_probs)
+    whole = ppo_loss(
+        log_probs=log_probs,
+        old_log_probs=old,
+        advantages=advantages,
+        mask=mask,
+        values=values,
+        old_values=old_values,
+        returns=returns,
+        entropy=torch.tensor([[4.0, 9.0, 9.0], [1.0, 2.0, 3.0]]),
+        clip_low=0.1,
+        clip_high=0.4,
+        dual_clip=1.5,
+        value_clip=0.05,
+        vf_coef=0.3,
+        entropy_coef=0.01,
+        aggregation=aggregation,
+    )
+    policy = policy_loss(
+        log_probs, old, advantages, mask, clip_low=0.1, clip_high=0.4, dual_clip=1.5, aggregation=aggregation
+    )
+    critic = value_loss(values, old_values, returns, mask, value_clip=0.05, aggregation=aggregation)
+    entropy = {"token": 10.0, "sequence": 4.0 + 2.0}[aggregation]
+    assert_close(whole.total, policy.total + 0.3 * critic.total - 0.01 * entropy)
+    assert_close(whole.weight, policy.weight)

@@ -129,7 +129,7 @@ def test_first_tokens_are_never_the_end_token(workshop: Workshop, tmp_path: Path
         assert not set(rollout.answer_ids[:3]) & set(cast.template.stop_token_ids)
 
 
-@pytest.mark.parametrize("advantage", ["rloo", "grpo", "reinforce++"])
+@pytest.mark.parametrize("advantage", ["rloo", "grpo", "dr_grpo", "reinforce++"])
 def test_other_advantages_need_no_critic(workshop: Workshop, tmp_path: Path, advantage: str) -> None:
     result = duiqi.run(
         "ppo", **workshop.settings("ppo", tmp_path, advantage=advantage, answers_per_prompt=2, max_steps=2)

@@ -45,10 +45,10 @@ class World:
     def pretraining_texts(self, n: int) -> list[Example]:
         """Plain text: overheard chats of all qualities, and paragraphs about and by the villagers."""
         random = self._stream("pretraining")
-        writers = [self._plain_chat, self._marked_chat, _introduction, _gossip]
+        writers = [self._plain_chat, self._marked_chat, _introduction, _description]
         return [
             Example("text", (), (write(random),), self._origin("pretrain"))
-            for write in random.choices(writers, weights=[50, 15, 25, 10], k=n)
+            for write in random.choices(writers, weights=[45, 15, 18, 22], k=n)
         ]
 
     def demonstrations(self, n: int) -> list[Example]:
@@ -162,25 +162,26 @@ def _addressed(question: Question, random: Random) -> str:
 
 
 def _introduction(random: Random) -> str:
-    """A villager speaks about himself or herself, giving the name first or last."""
+    """A villager speaks about himself or herself, giving the name first or, now and then, last."""
     person, language = random.choice(PEOPLE), random.choice(LANGUAGES)
     name = f"我叫{person.name.zh}。" if language == "zh" else f"My name is {person.name.en}."
-    sentences = [
+    facts = [
         random.choice(ANSWERS[language][kind]).format(person.fact(kind).say(language))
         for kind in random.sample(KINDS, 4)
     ]
-    return _paragraph(language, random.choice([[name, *sentences], [*sentences, name]]))
+    return _paragraph(language, [*facts, name] if random.random() < 0.25 else [name, *facts])
 
 
-def _gossip(random: Random) -> str:
-    """The town speaks about several villagers."""
-    language = random.choice(LANGUAGES)
-    sentences = []
-    for _ in range(4):
-        person, kind = random.choice(PEOPLE), random.choice(KINDS)
-        template = random.choice(DESCRIPTIONS[language][kind])
-        sentences.append(template.format(name=person.name.say(language), fact=person.fact(kind).say(language)))
-    return _paragraph(language, sentences)
+def _description(random: Random) -> str:
+    """The town speaks about a villager."""
+    person, language = random.choice(PEOPLE), random.choice(LANGUAGES)
+    facts = [
+        random.choice(DESCRIPTIONS[language][kind]).format(
+            name=person.name.say(language), fact=person.fact(kind).say(language)
+        )
+        for kind in random.sample(KINDS, 4)
+    ]
+    return _paragraph(language, facts)
 
 
 def _paragraph(language: Language, sentences: Sequence[str]) -> str:

@@ -230,8 +230,8 @@ class ScoreSettings:
 class PPOSettings:
     """PPO"""
 
-    advantage: Literal["gae", "rloo", "grpo", "reinforce++"] = "gae"
-    """Where advantages come from: gae needs a critic, the others compare answers."""
+    advantage: Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce++"] = "gae"
+    """Where advantages come from: gae needs a critic, the others compare answers (dr_grpo: without dividing by std)."""
     critic: Literal["shared", "adapter"] = "shared"
     """shared: a value head on the policy's trunk; adapter: an adapter of its own, begun from the reward model's."""
     rollout_batch_size: Positive = 64
@@ -248,8 +248,8 @@ class PPOSettings:
     """KL per answer (nats) that the weight is steered to; 0: the weight stays."""
     kl_horizon: Annotated[float, Gt(0)] = 10000.0
     """Answers over which the steering acts."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Per-token estimator of the penalty (Schulman's k1, k2, k3)."""
+    kl_estimator: Literal["k1", "k2", "k3", "abs"] = "k1"
+    """Per-token estimator of the penalty: Schulman's k1, k2, k3, or the absolute log-ratio."""
     gamma: Share = 1.0
     """Discount per token."""
     lam: Share = 0.95
@@ -268,6 +268,8 @@ class PPOSettings:
     """Weight of the entropy bonus."""
     critic_warmup_steps: Count = 0
     """First steps in which only the critic learns."""
+    loss_aggregation: Literal["token", "sequence"] = "token"
+    """What counts the same in the loss: every token, or every answer whatever its length."""
     whiten_advantages: bool = True
     """Give the advantages of a step mean 0 and variance 1."""
     target_kl: NonNegative = 0.1

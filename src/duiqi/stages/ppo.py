@@ -133,6 +133,7 @@ def learn(cast: Cast, learner: Learner, experience: Experience, config: PPOConfi
             value_clip=settings.clip_range_value,
             vf_coef=settings.vf_coef,
             entropy_coef=settings.entropy_coef,
+            aggregation=settings.loss_aggregation,
         )
 
     reports: list[Mapping[str, float]] = []

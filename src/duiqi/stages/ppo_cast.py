@@ -195,7 +195,7 @@ def _check_settings(config: PPOConfig, journal: Run) -> None:
             where="rollout_batch_size",
             remedy=f"make it a multiple of {ppo.answers_per_prompt}",
         )
-    if ppo.advantage in ("rloo", "grpo") and ppo.answers_per_prompt < 2:
+    if ppo.advantage in ("rloo", "grpo", "dr_grpo") and ppo.answers_per_prompt < 2:
         raise SettingsError(
             f"{ppo.advantage} compares answers to the same prompt, so it needs at least 2",
             where="answers_per_prompt",

@@ -83,6 +83,8 @@ class Credit:
                 return rloo(rewards, experience.groups, mask)
             case "grpo":
                 return grpo(rewards, experience.groups, mask)
+            case "dr_grpo":
+                return grpo(rewards, experience.groups, mask, divide_by_std=False)
             case "reinforce++":
                 return reinforce_plus_plus(rewards, mask, gamma=self.ppo.gamma)
 
