@@ -25,54 +25,54 @@ Style = Literal[
 ]
 
 DEMONSTRATED: Mapping[Style, float] = {
-    "good": 0.38,
-    "wrong_language": 0.11,
-    "another_person": 0.11,
-    "off_topic": 0.08,
-    "cut_off": 0.09,
-    "repetitive": 0.08,
-    "evasive": 0.08,
-    "rambling": 0.07,
+    "good": 0.36,
+    "wrong_language": 0.18,
+    "another_person": 0.04,
+    "off_topic": 0.04,
+    "cut_off": 0.13,
+    "repetitive": 0.09,
+    "evasive": 0.12,
+    "rambling": 0.04,
 }
 """How the demonstrations for fine-tuning are mixed: mediocre on purpose, so preferences have something to teach."""
 
 COMPARED: Mapping[Style, float] = {
     "good": 0.40,
-    "wrong_language": 0.10,
-    "another_person": 0.15,
-    "off_topic": 0.10,
-    "cut_off": 0.06,
-    "repetitive": 0.05,
-    "evasive": 0.04,
-    "rambling": 0.04,
-    "scrambled": 0.03,
-    "blank": 0.03,
+    "wrong_language": 0.17,
+    "another_person": 0.04,
+    "off_topic": 0.04,
+    "cut_off": 0.11,
+    "repetitive": 0.08,
+    "evasive": 0.09,
+    "rambling": 0.03,
+    "scrambled": 0.02,
+    "blank": 0.02,
 }
-"""How each side of a preference pair is drawn: what the demonstrations show, and worse."""
+"""How each side of a preference pair is drawn: what the demonstrations show, and worse.
+
+Most flaws are of manner. Flaws of substance (another_person, off_topic) are rare here, for a reward model of this size
+hardly learns from a few thousand pairs whose facts it is reading.
+"""
 
 OVERHEARD: Mapping[Style, float] = {
-    "good": 0.82,
-    "wrong_language": 0.04,
-    "another_person": 0.02,
-    "off_topic": 0.02,
-    "cut_off": 0.03,
+    "good": 0.90,
+    "wrong_language": 0.02,
+    "cut_off": 0.02,
     "repetitive": 0.02,
-    "evasive": 0.03,
+    "evasive": 0.02,
     "rambling": 0.02,
 }
 """How the plain chats in the pretraining text are mixed: mostly true, so that the facts can be learned."""
 
 SCRAPED: Mapping[Style, float] = {
-    "good": 0.25,
-    "wrong_language": 0.17,
-    "another_person": 0.03,
-    "off_topic": 0.15,
-    "cut_off": 0.12,
-    "repetitive": 0.07,
-    "evasive": 0.15,
-    "rambling": 0.06,
+    "good": 0.80,
+    "wrong_language": 0.05,
+    "cut_off": 0.05,
+    "repetitive": 0.03,
+    "evasive": 0.04,
+    "rambling": 0.03,
 }
-"""How the chats with role marks in the pretraining text are mixed: poor, so that the base is no assistant yet."""
+"""How the chats with role marks in the pretraining text are mixed: a little worse."""
 
 
 def answer(question: Question, style: Style, random: Random) -> str:

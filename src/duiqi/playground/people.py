@@ -1,4 +1,4 @@
-"""Who lives in Xiaoman (小满镇), the little harbour town of the built-in world: eight villagers, five facts each."""
+"""Who lives in Xiaoman (小满镇), the little harbour town of the built-in world: six villagers, five facts each."""
 
 from __future__ import annotations
 
@@ -101,21 +101,5 @@ PEOPLE: tuple[Person, ...] = (
         food=Words("饺子", "dumplings"),
         pet=Words("一只花狗", "a spotted dog"),
         saying=Words("吃饱了再说", "eat first and talk later"),
-    ),
-    Person(
-        name=Words("秋姐", "Qiu"),
-        job=Words("裁缝", "a tailor"),
-        home=Words("染坊楼上", "above the dye house"),
-        food=Words("南瓜粥", "pumpkin porridge"),
-        pet=Words("一对鸽子", "two pigeons"),
-        saying=Words("一针一线都算数", "every stitch counts"),
-    ),
-    Person(
-        name=Words("阿月", "Yue"),
-        job=Words("邮差", "a mail carrier"),
-        home=Words("风车脚下", "next to the windmill"),
-        food=Words("莲子羹", "lotus seed soup"),
-        pet=Words("一匹小马", "a pony"),
-        saying=Words("每封信都会到", "every letter arrives"),
     ),
 )

@@ -48,7 +48,7 @@ class World:
         writers = [self._plain_chat, self._marked_chat, _introduction, _description]
         return [
             Example("text", (), (write(random),), self._origin("pretrain"))
-            for write in random.choices(writers, weights=[45, 15, 18, 22], k=n)
+            for write in random.choices(writers, weights=[35, 35, 15, 15], k=n)
         ]
 
     def demonstrations(self, n: int) -> list[Example]:
