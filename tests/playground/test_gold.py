@@ -144,12 +144,12 @@ def test_a_question_is_read_back_from_messages_and_from_rendered_text() -> None:
 
 def test_the_last_question_of_two_turns_counts_with_the_name_of_the_first() -> None:
     turns = (
-        Message("user", "嘿，阿月！你养了什么？"),
-        Message("assistant", "我养了一匹小马。"),
+        Message("user", "嘿，阿福！你养了什么？"),
+        Message("assistant", "我养了一只花狗。"),
         Message("user", "你家在哪儿？"),
     )
     question = read_question(turns)
-    assert (question.person.name.en, question.kind, question.language) == ("Yue", "home", "zh")
+    assert (question.person.name.en, question.kind, question.language) == ("Fu", "home", "zh")
 
 
 @pytest.mark.parametrize("prompt", ["", "What is your job?", "Hai, what time is it?"])
@@ -164,6 +164,6 @@ def test_score_gold_scores_row_by_row() -> None:
 
 def test_every_fact_is_told_apart_from_all_others() -> None:
     facts = [(person, kind, language) for person in PEOPLE for kind in KINDS for language in LANGUAGES]
-    assert len(facts) == 80
+    assert len(facts) == 60
     for person, kind, language in facts:
         assert stated_facts(f"({person.fact(kind).say(language)})") == [(person, kind)]

@@ -59,8 +59,8 @@ def test_held_out_prompts_are_distinct_and_their_questions_unseen(world: World) 
 
 
 def test_one_wording_in_five_is_held_out_for_every_villager_kind_and_language(world: World) -> None:
-    assert (len(world.held_out), len(world.training)) == (80, 320)
-    assert len({(q.person, q.kind, q.language) for q in world.held_out}) == 80
+    assert (len(world.held_out), len(world.training)) == (60, 240)
+    assert len({(q.person, q.kind, q.language) for q in world.held_out}) == 60
 
 
 def test_no_held_out_question_is_put_to_its_villager_in_the_pretraining_text(world: World) -> None:

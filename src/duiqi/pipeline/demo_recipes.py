@@ -41,7 +41,7 @@ RECIPES: dict[StageName, dict[str, Any]] = {
         "cutoff_len": 160,
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 64,
-        "learning_rate": 1e-3,
+        "learning_rate": 7e-4,
         "max_steps": 60,
         "logging_steps": 5,
     },
@@ -51,9 +51,11 @@ RECIPES: dict[StageName, dict[str, Any]] = {
         "rollout_batch_size": 64,
         "mini_batch_size": 32,
         "per_device_train_batch_size": 32,
+        "ppo_epochs": 1,
+        "init_kl_coef": 0.2,
         "learning_rate": 1e-3,
-        "max_steps": 40,
-        "eval_steps": 10,
+        "max_steps": 60,
+        "eval_steps": 20,
     },
 }
 
@@ -65,6 +67,7 @@ def _model() -> dict[str, Any]:
         "num_hidden_layers": 3,
         "num_attention_heads": 8,
         "num_key_value_heads": 8,
+        "initializer_range": 0.06,
     }
 
 
