@@ -102,7 +102,10 @@ class Demo:
         values = self.settings(stage)
         self.say(f"\n$ {command(stage, values)}")
         config = resolve(stage, values=values)
-        self.results[stage] = run(stage, config, argv=shlex.split(command(stage, values)), view=self.view())
+        result = run(stage, config, argv=shlex.split(command(stage, values)), view=self.view())
+        self.results[stage] = result
+        figures = "".join(f", {name} {value:.4g}" for name, value in list(result.metrics.items())[:3])
+        self.say(f"   {stage}: {result.steps} steps in {result.totals.train_runtime:.0f} s{figures}")
 
     def settings(self, stage: StageName) -> dict[str, Any]:
         """The recipe of a stage, with the paths of this demo."""

@@ -14,7 +14,9 @@ from duiqi.serving.progress import tracked
 from duiqi.serving.speaker import Speaker, open_speaker
 from duiqi.types import Example, Rollout, Sampling
 
-BATCHES_PER_WRITE = 4
+ROWS_AT_ONCE = 256
+"""Rows sorted by length and answered together before they are written. The same whatever the batch size, because the
+random numbers of an answer come from its place within them."""
 
 
 def generate_file(
@@ -56,7 +58,7 @@ def generate_file(
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_name(f".{target.name}.partial")
         with draft.open("w", encoding="utf-8") as lines:
-            answered = answers(speaker, examples, sampling, rows_at_once=batch_size * BATCHES_PER_WRITE)
+            answered = answers(speaker, examples, sampling)
             for example, rollout in tracked(zip(examples, answered, strict=True), total=len(examples), what="answers"):
                 row = {
                     "prompt": example.prompt[-1].content,
@@ -68,10 +70,8 @@ def generate_file(
     return len(examples)
 
 
-def answers(
-    speaker: Speaker, examples: Sequence[Example], sampling: Sampling, *, rows_at_once: int
-) -> Iterator[Rollout]:
+def answers(speaker: Speaker, examples: Sequence[Example], sampling: Sampling) -> Iterator[Rollout]:
     """One answer per example, in order."""
-    for start in range(0, len(examples), rows_at_once):
-        prompts = [speaker.prompt_ids(example.prompt) for example in examples[start : start + rows_at_once]]
+    for start in range(0, len(examples), ROWS_AT_ONCE):
+        prompts = [speaker.prompt_ids(example.prompt) for example in examples[start : start + ROWS_AT_ONCE]]
         yield from speaker.decoder.generate(prompts, sampling, step=start)
