@@ -118,6 +118,8 @@ class StageResult:
     steps: int
     totals: TrainingTotals
     best_step: int | None
+    resumed_step: int = 0
+    """The step of the checkpoint that the run went on from; 0: it began at the beginning."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last evaluation, and whatever the stage measures at its end."""
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.conftest import Workshop
 from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 import duiqi
 from duiqi.errors import ModelError
@@ -91,3 +92,11 @@ def test_a_fully_tuned_reward_model_loads_with_plain_transformers(workshop: Work
 def test_a_policy_is_refused_as_reward_model(workshop: Workshop) -> None:
     with pytest.raises(ModelError, match="not a reward model"):
         duiqi.load_reward_model(workshop.sft)
+
+
+def test_loading_says_nothing(workshop: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
+    before = transformers_logging.get_verbosity()
+    duiqi.load_reward_model(workshop.rm)
+    duiqi.load_model(workshop.sft)
+    assert capfd.readouterr() == ("", "")
+    assert transformers_logging.get_verbosity() == before

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import Workshop
 
 from duiqi.errors import DataError
 from duiqi.rollouts.standalone import open_reward_model
@@ -16,7 +17,6 @@ from duiqi.serving.generate import generate_file
 from duiqi.serving.score import score_examples, score_file
 from duiqi.serving.speaker import open_speaker
 from duiqi.types import Example, Message, Origin, Sampling
-from tests.conftest import Workshop
 
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
 
@@ -114,3 +114,9 @@ def test_a_row_of_one_answer_gets_a_score(workshop: Workshop, tmp_path: Path) ->
     data = write_rows(tmp_path / "rows.jsonl", {"instruction": "你好", "input": "", "output": "我很好。"})
     score_file(workshop.rm, data, str(tmp_path / "scores.jsonl"))
     assert set(rows(tmp_path / "scores.jsonl")[0]) == {"prompt", "answer", "score"}
+
+
+def test_max_samples_takes_the_first_rows(workshop: Workshop, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", *({"instruction": f"问题{i}", "output": "a"} for i in range(9)))
+    assert generate_file(workshop.sft, data, str(tmp_path / "out.jsonl"), sampling=GREEDY, max_samples=2) == 2
+    assert [row["prompt"] for row in rows(tmp_path / "out.jsonl")] == ["问题0", "问题1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -12,13 +13,16 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import duiqi
 import duiqi.settings.groups as groups
 from duiqi.errors import SettingsError
+from duiqi.settings.conditions import ONLY_WITH, is_active, listing
 from duiqi.settings.describe import SettingInfo, known_settings
 from duiqi.settings.recipe import Given, read_recipe
 from duiqi.settings.resolve import dump, resolve
-from duiqi.settings.stages import ONLY_WITH, STAGES, PPOConfig, StageConfig, StageName
+from duiqi.settings.stages import STAGES, PPOConfig, StageConfig, StageName
 
+SOURCE = Path(duiqi.__file__).parent
 REQUIRED = {"model_name_or_path": "base", "dataset": "data.json", "output_dir": "runs/it"}
 SCORED = {**REQUIRED, "reward_model": "runs/rm"}
 
@@ -123,13 +127,62 @@ class TestRefusals:
         )
         assert "it belongs to dpo and ppo" in refusal("rm", ref_model="runs/sft")
 
-    def test_a_setting_whose_condition_is_not_met(self, tmp_path: Path) -> None:
-        recipe = write_recipe(tmp_path, "lora_rank: 8\n")
+    def test_a_setting_whose_condition_is_not_met_names_both_places(self, tmp_path: Path) -> None:
+        recipe = write_recipe(tmp_path, "lora_rank: 4\n")
         assert refusal("sft", recipe, Given("finetuning_type", "full", "--finetuning_type")) == (
-            f"{recipe}:1: lora_rank: has no effect with finetuning_type=full\n"
+            f"{recipe}:1: lora_rank: has no effect with finetuning_type=full (--finetuning_type)\n"
             "  -> remove it, or set finetuning_type=lora"
         )
+        recipe = write_recipe(tmp_path, "lora_rank: 8\nfinetuning_type: full\n")
+        assert f"has no effect with finetuning_type=full ({recipe}:2)" in refusal("sft", recipe)
         assert "set pref_loss=sigmoid, ipo, hinge or kto_pair" in refusal("dpo", pref_loss="orpo", ref_model="runs/sft")
+
+    @pytest.mark.parametrize(
+        ("stage", "values", "words"),
+        [
+            (
+                "sft",
+                {"adapter_name_or_path": "runs/sft", "use_dora": True},
+                "use_dora: has no effect with adapter_name_or_path=runs/sft: that adapter is trained in the shape it "
+                "has\n  -> remove it, or set adapter_name_or_path=null",
+            ),
+            (
+                "rm",
+                {"load_best_model_at_end": True},
+                "has no effect with eval_dataset=null and val_size=0: there is nothing to evaluate on\n"
+                "  -> remove it, or set eval_dataset or val_size",
+            ),
+            ("dpo", {"eval_steps": 5}, "eval_steps: has no effect with eval_dataset=null and val_size=0"),
+            ("sft", {"per_device_eval_batch_size": 5}, "has no effect with eval_dataset=null and val_size=0"),
+            ("ppo", {"num_eval_samples": 5}, "has no effect with eval_dataset=null and val_size=0"),
+            ("pretrain", {"train_from_scratch": True}, "set finetuning_type=full"),
+            ("ppo", {"kl_horizon": 5.0}, "has no effect with kl_target=0\n  -> remove it, or set kl_target above 0"),
+            ("ppo", {"kl_target": 5.0, "init_kl_coef": 0.0}, "set init_kl_coef above 0"),
+            (
+                "ppo",
+                {"score_baseline": 1.0},
+                "has no effect with score_norm=true\n  -> remove it, or set score_norm=false",
+            ),
+            ("ppo", {"whiten_advantages": False, "advantage": "rloo"}, "has no effect with advantage=rloo"),
+            ("ppo", {"gamma": 0.9, "advantage": "grpo"}, "set advantage=gae or reinforce++"),
+            ("ppo", {"target_kl": 0.2, "ppo_epochs": 1}, "set ppo_epochs above 1"),
+        ],
+    )
+    def test_what_would_be_ignored_is_refused(self, stage: StageName, values: dict[str, Any], words: str) -> None:
+        assert words in refusal(stage, **values)
+
+    @pytest.mark.parametrize(
+        ("stage", "name"),
+        [
+            *(("pretrain", name) for name in ("template", "system", "source_prefix", "mask_history")),
+            *(("pretrain", name) for name in ("max_source_length", "max_target_length")),
+            *((stage, "mask_history") for stage in ("rm", "dpo", "ppo")),
+            ("ppo", "max_target_length"),
+            ("ppo", "gradient_accumulation_steps"),
+        ],
+    )
+    def test_a_stage_has_no_setting_that_means_nothing_there(self, stage: StageName, name: str) -> None:
+        assert f"{name}: has no effect in `{stage}`; it belongs to" in refusal(stage, **{name: "1"})
 
     def test_a_condition_on_a_setting_that_the_stage_does_not_have_is_met(self) -> None:
         config = resolve("ppo", values={**SCORED, "ref_model": "runs/sft"})
@@ -266,10 +319,11 @@ def configs(draw: st.DrawFn) -> tuple[StageName, StageConfig]:
     chosen = draw(st.sets(st.sampled_from(sorted(known)), max_size=12)) | required_of(stage).keys()
     values = {name: draw(values_of(known[name])) for name in sorted(chosen)}
     everything = {name: setting.default for name, setting in known.items()} | values
-    inactive = {
-        name for name, (other, allowed) in ONLY_WITH.items() if other in everything and everything[other] not in allowed
-    }
-    return stage, resolve(stage, values={name: value for name, value in values.items() if name not in inactive})
+    while inactive := [name for name in values if not is_active(name, everything)]:
+        for name in inactive:
+            everything[name] = known[name].default
+            del values[name]
+    return stage, resolve(stage, values=values)
 
 
 class TestDump:
@@ -283,7 +337,7 @@ class TestDump:
         assert resolve(stage, recipe=write_recipe(tmp_path_factory.mktemp("dump"), text)) == config
 
     def test_it_has_the_order_of_the_help(self) -> None:
-        config = resolve("ppo", values=SCORED)
+        config = resolve("ppo", values={**SCORED, "val_size": 1, "kl_target": 6.0, "score_norm": False})
         assert list(dump(config)) == [setting.name for setting in known_settings("ppo")]
 
     def test_it_leaves_out_what_has_no_effect(self) -> None:
@@ -291,6 +345,43 @@ class TestDump:
         dumped = dump(config)
         assert not dumped.keys() & {"lora_rank", "use_dora", "simpo_gamma", "dpo_label_smoothing", "ref_model"}
         assert "pref_beta" in dumped
+
+    def test_with_an_adapter_to_start_from_it_leaves_out_the_shape_of_new_ones(self) -> None:
+        config = resolve("sft", values={**REQUIRED, "adapter_name_or_path": "runs/sft"})
+        assert not [name for name in dump(config) if name.startswith(("lora_", "use_"))]
+
+
+class TestRepeatingARun:
+    """A run's own config.yaml, with another choice that leaves some of its settings without effect."""
+
+    @pytest.mark.parametrize(
+        ("stage", "change"),
+        [
+            ("ppo", {"advantage": "rloo"}),
+            ("ppo", {"ppo_epochs": "1"}),
+            ("dpo", {"pref_loss": "simpo"}),
+            ("rm", {"finetuning_type": "full"}),
+            ("sft", {"adapter_name_or_path": "runs/sft"}),
+        ],
+    )
+    def test_defaults_that_lose_their_effect_are_dropped(
+        self, tmp_path: Path, stage: StageName, change: dict[str, str]
+    ) -> None:
+        recipe = write_recipe(tmp_path, yaml.safe_dump(dump(resolve(stage, values=required_of(stage)))))
+        overrides = [Given(name, value, name) for name, value in change.items()]
+        expected = resolve(stage, values={**required_of(stage), **change})
+        assert resolve(stage, recipe=recipe, overrides=overrides) == expected
+
+    def test_a_choice_that_loses_its_effect_is_refused_with_both_places(self, tmp_path: Path) -> None:
+        recipe = write_recipe(tmp_path, "critic: adapter\nlam: 0.95\n")
+        message = refusal("ppo", recipe, Given("advantage", "rloo", "--advantage"))
+        assert message == (
+            f"{recipe}:1: critic: has no effect with advantage=rloo (--advantage)\n  -> remove it, or set advantage=gae"
+        )
+
+    def test_a_default_given_beside_what_switches_it_off_is_refused(self) -> None:
+        overrides = (Given("advantage", "rloo", "--advantage"), Given("lam", "0.95", "--lam"))
+        assert refusal("ppo", None, *overrides).startswith("--lam: has no effect with advantage=rloo (--advantage)")
 
 
 class TestKnownSettings:
@@ -304,7 +395,7 @@ class TestKnownSettings:
     @pytest.mark.parametrize("stage", get_args(StageName))
     def test_every_default_is_a_value_of_its_setting(self, stage: StageName) -> None:
         defaults = {setting.name: setting.default for setting in known_settings(stage) if not setting.required}
-        active = {name: value for name, value in defaults.items() if name not in ("simpo_gamma",)}
+        active = {name: value for name, value in defaults.items() if is_active(name, defaults)}
         assert resolve(stage, values={**required_of(stage), **active}) == resolve(stage, values=required_of(stage))
 
     def test_a_stage_s_own_default_is_the_one_described(self) -> None:
@@ -313,12 +404,28 @@ class TestKnownSettings:
 
     def test_names_are_unique_over_all_groups(self) -> None:
         classes = [value for name, value in vars(groups).items() if name.endswith("Settings")]
-        assert len(classes) == 12
+        assert len(classes) == 16
         names = [field.name for group in classes for field in fields(group)]
         assert len(names) == len(set(names))
 
     def test_a_condition_names_settings_and_values_that_exist(self) -> None:
         known = {setting.name: setting for stage in STAGES for setting in known_settings(stage)}
-        for name, (other, values) in ONLY_WITH.items():
+        for name, conditions in ONLY_WITH.items():
             assert name in known
-            assert set(values) <= set(known[other].choices)
+            for condition in conditions:
+                assert known.keys() >= set(condition.others)
+                for choices in filter(None, (known[other].choices for other in condition.others)):
+                    passing = [choice for choice in choices if condition.passes(choice)]
+                    assert condition.words == f"{condition.others[0]}={listing(passing, last='or')}"
+
+    def test_every_setting_is_read_somewhere(self) -> None:
+        known = {setting.name for stage in STAGES for setting in known_settings(stage)}
+        assert len(known) == 94
+        sources = [path for path in SOURCE.rglob("*.py") if path.parent.name != "settings"]
+        read = {
+            node.attr
+            for path in sources
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Attribute)
+        }
+        assert known - read == set()

@@ -18,6 +18,7 @@ from duiqi.errors import GuardStop, ModelError, SettingsError, TemplateError
 from duiqi.journal.run import Run
 from duiqi.settings.resolve import dump, resolve
 from duiqi.stages.ppo_cast import Cast, assemble_cast
+from duiqi.stages.ppo_credit import Credit
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -179,9 +180,68 @@ def test_an_sft_run_is_no_reward_model(workshop: Workshop, tmp_path: Path) -> No
         duiqi.run("ppo", **workshop.settings("ppo", tmp_path, reward_model=workshop.sft))
 
 
-def test_greedy_rollouts_are_refused(workshop: Workshop, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="PPO needs random answers"):
-        duiqi.run("ppo", **workshop.settings("ppo", tmp_path, temperature=0))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 0}, "temperature: PPO needs random answers"),
+        (
+            {"critic": "adapter", "finetuning_type": "full", "adapter_name_or_path": None},
+            "critic: full fine-tuning has no adapters.*\n.*set critic: shared, or finetuning_type: lora",
+        ),
+        (
+            {"kl_target": 1.0, "kl_horizon": 1.5},
+            "kl_horizon: with 8 answers in a step the KL weight could turn negative\n.*set kl_horizon: 1.6 or more",
+        ),
+    ],
+)
+def test_settings_that_cannot_work_together_are_refused(
+    workshop: Workshop, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        duiqi.run("ppo", **workshop.settings("ppo", tmp_path, **changes))
+
+
+def test_an_adapter_as_the_model_keeps_its_shape(workshop: Workshop, tmp_path: Path) -> None:
+    settings = workshop.settings("sft", tmp_path, model_name_or_path=workshop.sft)
+    with pytest.raises(SettingsError, match="is trained in the shape it has"):
+        duiqi.run("sft", **settings, lora_rank=4)
+
+
+def test_two_adapters_to_start_from_are_refused(workshop: Workshop, tmp_path: Path) -> None:
+    settings = workshop.settings("sft", tmp_path, model_name_or_path=workshop.sft, adapter_name_or_path=workshop.rm)
+    with pytest.raises(ModelError, match="is an adapter itself, but adapter_name_or_path names"):
+        duiqi.run("sft", **settings)
+
+
+def test_with_full_fine_tuning_a_given_reference_stays_where_it_is(workshop: Workshop, tmp_path: Path) -> None:
+    changes = {"finetuning_type": "full", "adapter_name_or_path": None, "ref_model": workshop.sft}
+    cast = open_cast(workshop, tmp_path, **changes)
+    experience = cast.measure(cast.answer([0, 1], step=1))
+    with torch.no_grad():
+        for parameter in cast.base.trainable_parameters().values():
+            parameter.zero_()
+    again = cast.measuring.log_probs(cast.base, experience, "reference")
+    assert torch.equal(experience.reference_log_probs, again)
+
+
+def test_only_gae_s_advantages_are_whitened(workshop: Workshop, tmp_path: Path) -> None:
+    spread = {}
+    for advantage in ("gae", "rloo"):
+        changes = {"advantage": advantage, "answers_per_prompt": 2}
+        cast = open_cast(workshop, tmp_path / advantage, **changes)
+        config = resolve("ppo", values=workshop.settings("ppo", tmp_path, **changes))
+        answered = cast.answer(range(4), step=1)
+        scores = torch.arange(8.0)
+        assigned, _ = Credit.start(config.ppo, config.score).assign(cast.measure(answered), scores)
+        spread[advantage] = float(assigned.advantages[assigned.answer_mask].var())
+    assert spread["gae"] == pytest.approx(1.0, abs=0.05)
+    assert abs(spread["rloo"] - 1.0) > 0.2
+
+
+def test_the_metrics_begin_with_those_by_which_a_run_is_judged(workshop: Workshop, tmp_path: Path) -> None:
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path, max_steps=1))
+    line = next(line for line in lines(tmp_path / "metrics.jsonl") if line["step"] == 1 and "score" in line)
+    assert list(line)[:7] == ["step", "epoch", "score", "kl", "answer_length", "eos_rate", "entropy"]
 
 
 def test_a_weight_that_is_nan_stops_the_run_and_leaves_the_evidence(workshop: Workshop, tmp_path: Path) -> None:

@@ -15,11 +15,18 @@ import pytest
 import yaml
 from tests.conftest import Workshop
 
-SETTINGS = {
+import duiqi
+from duiqi.cli.main import main
+
+SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {"max_steps": 10, "save_steps": 2, "lora_dropout": 0.1},
     "ppo": {"max_steps": 6, "save_steps": 2, "kl_target": 1.0, "critic": "adapter", "eval_steps": 3},
 }
 WEIGHTS = "adapter_model.safetensors"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def recipe(workshop: Workshop, stage: str, directory: Path, **changes: Any) -> Path:
@@ -56,17 +63,18 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.parametrize("stage", ["sft", "ppo"])
 def test_a_killed_run_resumes_bit_for_bit(workshop: Workshop, tmp_path: Path, stage: str) -> None:
-    whole = start(stage, recipe(workshop, stage, tmp_path / "whole"))
     path = recipe(workshop, stage, tmp_path / "killed")
     victim = start(stage, path)
     wait_for(tmp_path / "killed" / "checkpoints" / "step-000002" / "trainer_state.json", victim)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    finish(whole)
-    finish(start(stage, path, "resume_from_checkpoint=true"))
+    resumed = start(stage, path, "resume_from_checkpoint=true")
+    assert main([stage, str(recipe(workshop, stage, tmp_path / "whole"))]) == 0
+    finish(resumed)
     assert (tmp_path / "killed" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-    events = [json.loads(line) for line in (tmp_path / "killed" / "events.jsonl").read_text().splitlines()]
-    assert any(event["kind"] == "rewound" and event["step"] >= 2 for event in events)
+    assert any(event["kind"] == "rewound" and event["step"] >= 2 for event in lines(tmp_path / "killed/events.jsonl"))
+    steps = [row["step"] for row in lines(tmp_path / "killed/metrics.jsonl") if "loss" in row]
+    assert steps == list(range(1, SETTINGS[stage]["max_steps"] + 1))
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(workshop: Workshop, tmp_path: Path) -> None:
@@ -81,12 +89,32 @@ def test_ctrl_c_saves_and_says_how_to_go_on(workshop: Workshop, tmp_path: Path) 
     assert (tmp_path / "run" / "last" / WEIGHTS).is_file()
 
 
-def test_metrics_after_resuming_have_no_step_twice(workshop: Workshop, tmp_path: Path) -> None:
-    path = recipe(workshop, "sft", tmp_path / "run")
-    victim = start("sft", path)
-    wait_for(tmp_path / "run" / "checkpoints" / "step-000004", victim)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    finish(start("sft", path, "resume_from_checkpoint=true"))
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 11))
+class TestAFinishedRun:
+    @pytest.fixture
+    def run(self, workshop: Workshop, tmp_path: Path) -> Path:
+        duiqi.run("sft", **workshop.settings("sft", tmp_path / "run", max_steps=2, overwrite_output_dir=True))
+        return tmp_path / "run"
+
+    def test_resumed_it_says_that_nothing_is_left_to_do(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        before = (run / WEIGHTS).read_bytes()
+        assert main(["sft", str(run / "config.yaml"), "resume_from_checkpoint=true"]) == 0
+        assert "already finished at step 2: nothing left to do\n" in capsys.readouterr().out
+        assert (run / WEIGHTS).read_bytes() == before
+
+    def test_its_config_holds_nothing_about_how_it_was_started(self, run: Path) -> None:
+        assert main(["sft", str(run / "config.yaml"), "resume_from_checkpoint=true"]) == 0
+        assert (
+            not {"resume_from_checkpoint", "overwrite_output_dir"}
+            & yaml.safe_load((run / "config.yaml").read_text()).keys()
+        )
+        assert main(["sft", str(run / "config.yaml")]) == 2
+
+    def test_resumed_with_fewer_steps_it_is_refused(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["sft", str(run / "config.yaml"), "resume_from_checkpoint=true", "max_steps=1"]) == 2
+        assert "is at step 2 already, beyond the 1 that these settings ask for" in capsys.readouterr().err
+
+    def test_its_files_can_be_read_by_whom_the_umask_lets(self, run: Path) -> None:
+        files = [path for path in run.rglob("*") if path.is_file() and path.suffix in (".safetensors", ".json")]
+        assert len(files) >= 8
+        expected = (run / "config.yaml").stat().st_mode
+        assert {path.name: oct(path.stat().st_mode) for path in files if path.stat().st_mode != expected} == {}

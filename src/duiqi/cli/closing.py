@@ -13,7 +13,9 @@ _MAX_METRICS = 6
 def closing_lines(result: StageResult, config: StageConfig) -> list[str]:
     """A small table in plain text, so that its paths and commands can be copied."""
     best = f", best at step {result.best_step}" if result.best_step is not None else ""
+    is_nothing_done = result.resumed_step == result.steps
     rows = {
+        "resumed": f"already finished at step {result.steps}: nothing left to do" if is_nothing_done else "",
         "made": f"{_product(result.stage, config)} after {_count(result.steps, 'step')}{best}",
         "where": result.output_dir,
         "how good": ", ".join(f"{name} {value:.4g}" for name, value in list(result.metrics.items())[:_MAX_METRICS]),

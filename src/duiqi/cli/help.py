@@ -70,7 +70,7 @@ def command_help(name: str, settings: Sequence[SettingInfo]) -> str:
 
 
 def _explain(setting: SettingInfo, names: Collection[str]) -> str:
-    from duiqi.settings.describe import condition_in_words
+    from duiqi.settings.conditions import condition_in_words
 
     notes = [setting.type_text]
     if not setting.required and setting.default not in (None, ""):

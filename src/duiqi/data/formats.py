@@ -28,6 +28,8 @@ ROLES: dict[str, Role] = {
     "bing": "assistant",
 }
 COMPLETION_COLUMNS = ("completion", "response", "output")
+LARGEST_MARGIN = 1e6
+"""In score units, which rarely leave the tens: anything above, nan among it, is no margin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +114,14 @@ def _sharegpt(row: Fields, origin: Origin) -> Example:
 
 
 def _conversation(row: Fields, column: str, origin: Origin) -> Example:
-    messages = _with_system(row, _message_list(row[column], column, origin), origin)
+    messages = _with_system(row, _message_list(row.get(column), column, origin), origin)
     if messages and messages[-1].role == "assistant":
         return _demonstration(_checked(messages[:-1], column, origin), messages[-1].content, origin)
     return _demonstration(_checked(messages, column, origin), "", origin)
 
 
 def _completion(row: Fields, origin: Origin) -> Example:
-    column = next(name for name in COMPLETION_COLUMNS if name in row)
+    column = next((name for name in COMPLETION_COLUMNS if name in row), COMPLETION_COLUMNS[0])
     prompt, answer = _reply(row, column, _stated_prompt(row, origin), origin, may_be_empty=True)
     return _demonstration(prompt, answer, origin)
 
@@ -148,10 +150,16 @@ def _ranking(prompt: Messages, answers: Sequence[Any], row: Fields, origin: Orig
             _malformed("one of the answers", answer, "text", origin)
     if len(answers) < 2:
         raise DataError(f"found {len(answers)} answer, expected at least two, best first", where=str(origin))
-    margin = row.get("margin")
-    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
-        _malformed("margin", margin, "a number", origin)
-    return Example("ranking", prompt, tuple(answers), origin, margin=float(margin or 0.0))
+    return Example("ranking", prompt, tuple(answers), origin, margin=_margin(row, origin))
+
+
+def _margin(row: Fields, origin: Origin) -> float:
+    value = row.get("margin")
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_MARGIN:
+        _malformed("margin", value, f"a number of at most {LARGEST_MARGIN:g}", origin)
+    return float(value)
 
 
 def _stated_prompt(row: Fields, origin: Origin) -> Messages:
@@ -207,7 +215,7 @@ def _reply(
     row: Fields, column: str, stated: Messages, origin: Origin, *, may_be_empty: bool = False
 ) -> tuple[Messages, str]:
     """The prompt and the answer that one column gives: text, a message, or messages with or without the prompt."""
-    value = row[column]
+    value = row.get(column)
     if not isinstance(value, list | dict):
         answer = _text(row, column, origin, may_be_empty=may_be_empty)
         return stated, answer.removeprefix(" ") if _is_transcript(row.get("prompt")) else answer
@@ -231,7 +239,7 @@ def _message_list(value: Any, column: str, origin: Origin) -> Messages:
         if not isinstance(item, dict):
             _malformed(column, item, "messages with role and content (or from and value)", origin)
         role, content = (item["role"], item.get("content")) if "role" in item else (item.get("from"), item.get("value"))
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             _malformed(f"{column}: role", role, "system, user (human) or assistant (gpt)", origin)
         if not isinstance(content, str):
             _malformed(f"{column}: content of {role}", content, "text", origin)

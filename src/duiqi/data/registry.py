@@ -75,12 +75,13 @@ class ColumnMap:
         role_key, content_key = self.tags["role_tag"], self.tags["content_tag"]
         if not isinstance(value, dict) or role_key not in value or content_key not in value:
             return value  # left as it is: the format says what it found and what it expected
+        role = value[role_key]
         roles = {
             self.tags["user_tag"]: "user",
             self.tags["assistant_tag"]: "assistant",
             self.tags.get("system_tag", "system"): "system",
         }
-        return {"role": roles.get(value[role_key], value[role_key]), "content": value[content_key]}
+        return {"role": roles.get(role, role) if isinstance(role, str) else role, "content": value[content_key]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ CheckpointName = Literal["best", "last"]
 
 _MIN_FREE_BYTES = 64 * MIB
 _ABOUT_THE_START = frozenset({"resume_from_checkpoint", "overwrite_output_dir"})
+"""Settings that say what becomes of a run already there. They are no part of the run, so `config.yaml` lacks them."""
 
 _RECORDS = ("config.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "rejects.jsonl")
 _RESULTS = ("all_results.json", "train_results.json", "report.html", "plots", "anomaly", "checkpoints", "best", "last")
@@ -109,7 +110,8 @@ class Run:
     def _begin(self, settings: Mapping[str, Any], argv: Sequence[str], *, is_resumed: bool) -> None:
         config = self.directory / "config.yaml"
         before = yaml.safe_load(config.read_text(encoding="utf-8")) or {} if is_resumed and config.exists() else {}
-        atomic_write_text(config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True, width=120))
+        kept = {name: value for name, value in settings.items() if name not in _ABOUT_THE_START}
+        atomic_write_text(config, yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120))
         manifest = self.directory / "manifest.json"
         if is_resumed and manifest.exists():
             self._manifest = json.loads(manifest.read_text(encoding="utf-8"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from duiqi.errors import ModelError
 from duiqi.models.adapters import CONFIG_NAME, mount, read_adapter
@@ -79,6 +82,21 @@ def _base_of(directory: Path, card: ModelCard | None) -> str:
     )
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Within this context transformers shows neither progress bars nor warnings, such as the one about a score head
+    that is loaded a moment later. What is really wrong with a model is raised, here or there."""
+    verbosity, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bars:
+            transformers_logging.enable_progress_bar()
+
+
 def choose_device(device: str) -> torch.device:
     """The device that `auto` means here, or the one named.
 
@@ -105,6 +123,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
+@quietly()
 def load_causal_lm(
     path: str,
     *,
@@ -140,6 +159,7 @@ def load_causal_lm(
     return model.to(device).eval()
 
 
+@quietly()
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer in `path`, with a padding token chosen when it has none.
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from duiqi.errors import ModelError
 from duiqi.models.adapters import mount, read_adapter
-from duiqi.models.loading import Located, choose_device, choose_dtype, load_tokenizer, locate
+from duiqi.models.loading import Located, choose_device, choose_dtype, load_tokenizer, locate, quietly
 from duiqi.models.shared_base import SharedBase, last_token
 
 ScoreRows = Callable[[Tensor, Tensor], Tensor]
@@ -74,6 +74,7 @@ def score_token_rows(
     return scores
 
 
+@quietly()
 def load_reward_model(
     path: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
 ) -> PreTrainedModel:

@@ -12,9 +12,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from duiqi.models.adapters import save_adapter
 from duiqi.models.card import CARD_NAME, ModelCard, run_home
+from duiqi.models.loading import quietly
 from duiqi.models.shared_base import SharedBase
 
 
+@quietly()
 def save_role(
     base: SharedBase, role: str, directory: Path, *, card: ModelCard, tokenizer: PreTrainedTokenizerBase
 ) -> None:

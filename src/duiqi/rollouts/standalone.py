@@ -13,7 +13,14 @@ from duiqi.types import Example, Origin
 
 
 def open_reward_model(
-    path: str, *, name: str, cutoff_len: int, dtype: str = "auto", device: str = "auto", batch_size: int = 32
+    path: str,
+    *,
+    name: str,
+    cutoff_len: int,
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_size: int = 32,
+    trust_remote_code: bool = False,
 ) -> ModelScorer:
     """Open a reward model so that it scores text with the template it was trained with.
 
@@ -27,7 +34,7 @@ def open_reward_model(
         TemplateError: It says nothing of its template and its tokenizer has none.
     """
     where = locate(path)
-    tokenizer = load_tokenizer(where.leaf)
+    tokenizer = load_tokenizer(where.leaf, trust_remote_code=trust_remote_code)
     described = where.card.template if where.card is not None else None
     template = from_dict(described, tokenizer) if described else get_template(None, tokenizer)
     budget = token_budget(cutoff_len)
@@ -36,5 +43,5 @@ def open_reward_model(
         example = Example(kind="demonstration", prompt=prompt, answers=(answer,), origin=Origin(name))
         return encode_conversation(template, tokenizer, example=example, budget=budget).input_ids
 
-    reward = StandaloneReward(load_reward_model(path, dtype=dtype, device=device))
-    return ModelScorer(reward, encode, name=name, batch_size=batch_size)
+    network = load_reward_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return ModelScorer(StandaloneReward(network), encode, name=name, batch_size=batch_size)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from duiqi.data.loading import load_examples
-from duiqi.data.registry import DatasetSpec
-from duiqi.errors import DataError
 from duiqi.journal.files import writing
+from duiqi.serving.files import new_file, read_conversations
 from duiqi.serving.progress import tracked
 from duiqi.serving.speaker import Speaker, open_speaker
 from duiqi.types import Example, Rollout, Sampling
@@ -40,10 +37,8 @@ def generate_file(
     Raises:
         UserError: The model or the file cannot be used, or the output cannot be written.
     """
-    target = Path(output_file)
-    if target.exists():
-        raise DataError("this file is already there", where=output_file, remedy="give another --output_file")
-    loaded = load_examples([DatasetSpec(file)], dataset_dir=".", need="conversation", seed=0, max_samples=max_samples)
+    target = new_file(output_file)
+    examples = read_conversations(file, max_samples=max_samples)
     speaker = open_speaker(
         model,
         template=template,
@@ -53,7 +48,6 @@ def generate_file(
         device=device,
         batch_size=batch_size,
     )
-    examples = loaded.examples
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_name(f".{target.name}.partial")

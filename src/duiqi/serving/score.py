@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from duiqi.data.loading import load_examples
-from duiqi.data.registry import DatasetSpec
 from duiqi.errors import DataError
 from duiqi.journal.files import atomic_write_text
 from duiqi.rollouts.scoring import Candidate, Scorer
 from duiqi.rollouts.standalone import open_reward_model
+from duiqi.serving.files import new_file, read_conversations
 from duiqi.serving.progress import tracked
 from duiqi.types import Example
 
@@ -36,20 +34,18 @@ def score_file(
     Raises:
         UserError: The reward model or the file cannot be used, or the output cannot be written.
     """
-    target = Path(output_file)
-    if target.exists():
-        raise DataError("this file is already there", where=output_file, remedy="give another --output_file")
-    loaded = load_examples([DatasetSpec(file)], dataset_dir=".", need="conversation", seed=0, max_samples=max_samples)
-    for example in loaded.examples:
+    target = new_file(output_file)
+    examples = read_conversations(file, max_samples=max_samples)
+    for example in examples:
         if not example.answers:
             raise DataError("found no answer, expected one to score", where=str(example.origin))
     scorer = open_reward_model(
         reward_model, name="reward", cutoff_len=DEFAULT_CUTOFF, dtype=dtype, device=device, batch_size=batch_size
     )
     rows: list[dict[str, Any]] = []
-    starts = range(0, len(loaded.examples), batch_size)
+    starts = range(0, len(examples), batch_size)
     for start in tracked(starts, total=len(starts), what="scores"):
-        rows += score_examples(scorer, loaded.examples[start : start + batch_size])
+        rows += score_examples(scorer, examples[start : start + batch_size])
     target.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)

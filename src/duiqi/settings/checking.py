@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from duiqi.errors import SettingsError, did_you_mean
-from duiqi.settings.describe import SettingInfo, condition_in_words
+from duiqi.settings.conditions import Condition, first_unmet, listing
+from duiqi.settings.describe import SettingInfo
 from duiqi.settings.recipe import Given
-from duiqi.settings.stages import ONLY_WITH
 
 _WORDS_FOR_NONE = ("none", "null")
 
@@ -51,7 +51,12 @@ def check(
             values[item.key] = read_value(item.value, by_name[item.key])
         except ValueError as error:
             problems.append(_wrong_value(item, by_name[item.key], error))
-    problems += _without_effect(last, values, known)
+    everything = {setting.name: setting.default for setting in known} | values
+    for name, value in values.items():
+        condition = first_unmet(name, everything)
+        is_default = value == by_name[name].default
+        if condition is not None and not (is_default and _is_overruled(last[name], condition, last)):
+            problems.append(_without_effect(last[name], condition, everything, last))
     problems += [
         Problem(name, "required, but not given", f"{name}=...: {setting.help}")
         for name, setting in by_name.items()
@@ -80,14 +85,6 @@ def read_value(value: Any, setting: SettingInfo) -> Any:
     return checked
 
 
-def is_active(name: str, values: Mapping[str, Any]) -> bool:
-    """Whether a setting acts beside these values of all settings."""
-    if name not in ONLY_WITH:
-        return True
-    other, allowed = ONLY_WITH[name]
-    return other not in values or values[other] in allowed
-
-
 @cache
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     return TypeAdapter(annotation)
@@ -105,19 +102,38 @@ def _wrong_value(item: Given, setting: SettingInfo, error: ValueError) -> Proble
     return Problem(item.where, str(error), near or setting.help)
 
 
+def _is_overruled(item: Given, condition: Condition, last: Mapping[str, Given]) -> bool:
+    """Whether a recipe's setting was switched off by something given after the recipe."""
+    later = {name for name, other in last.items() if not other.is_from_recipe}
+    return item.is_from_recipe and not later.isdisjoint(condition.others)
+
+
 def _without_effect(
-    last: Mapping[str, Given], values: Mapping[str, Any], known: Sequence[SettingInfo]
-) -> list[Problem]:
-    everything = {setting.name: setting.default for setting in known} | dict(values)
-    return [
-        Problem(
-            last[name].where,
-            f"has no effect with {ONLY_WITH[name][0]}={everything[ONLY_WITH[name][0]]}",
-            f"remove it, or set {condition_in_words(name, everything)}",
-        )
-        for name in values
-        if not is_active(name, everything)
-    ]
+    item: Given, condition: Condition, everything: Mapping[str, Any], last: Mapping[str, Given]
+) -> Problem:
+    beside = listing([_stated(other, everything[other], last) for other in condition.others if other in everything])
+    reason = f": {condition.reason}" if condition.reason else ""
+    return Problem(item.where, f"has no effect with {beside}{reason}", f"remove it, or set {condition.words}")
+
+
+def _stated(name: str, value: Any, last: Mapping[str, Given]) -> str:
+    """A setting with its value as a recipe would say it, and the place where that was given."""
+    where = last[name].where if name in last else name
+    place = "" if where == name else f" ({where.removesuffix(f': {last[name].name}')})"
+    return f"{name}={_plain(value)}{place}"
+
+
+def _plain(value: Any) -> str:
+    """A value as a recipe says it.
+
+    >>> _plain(None), _plain(True), _plain(0.0)
+    ('null', 'true', '0')
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _as_error(problems: Sequence[Problem]) -> SettingsError:
@@ -140,10 +156,8 @@ def _with_article(type_text: str) -> str:
 
 
 def _found(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
+    if value is None or isinstance(value, bool):
+        return _plain(value)
     if isinstance(value, list | tuple):
         return "a list"
     return "settings within settings" if isinstance(value, Mapping) else repr(value)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from duiqi.settings.stages import ONLY_WITH, STAGE_DEFAULTS, STAGES, StageName
+from duiqi.settings.stages import STAGE_DEFAULTS, STAGES, StageName
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +85,6 @@ def _describe_group(attribute: str, group: Any, defaults: Mapping[str, Any]) -> 
             )
         )
     return settings
-
-
-def condition_in_words(name: str, names: Collection[str]) -> str:
-    """When a setting acts, as `other=value`; empty when it always does beside settings of these names.
-
-    >>> condition_in_words("simpo_gamma", ["pref_loss", "simpo_gamma"])
-    'pref_loss=simpo'
-    """
-    if name not in ONLY_WITH or ONLY_WITH[name][0] not in names:
-        return ""
-    other, values = ONLY_WITH[name]
-    return f"{other}={listing([str(value) for value in values], last='or')}"
-
-
-def listing(names: Iterable[str], *, last: str = "and") -> str:
-    """Names as a sentence lists them.
-
-    >>> listing(["sft", "rm", "ppo"])
-    'sft, rm and ppo'
-    """
-    *first, final = names
-    return f"{', '.join(first)} {last} {final}" if first else final
 
 
 def type_in_words(annotation: Any) -> str:

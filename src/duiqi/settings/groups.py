@@ -70,24 +70,42 @@ class DataSettings:
     """Datasets to evaluate on, named like `dataset`."""
     val_size: NonNegative = 0.0
     """Rows held out for evaluation: a share below 1, else a count."""
+    cutoff_len: Positive = 1024
+    """Longest sequence in tokens (for pretraining: the block size)."""
+    max_samples: Positive | None = None
+    """At most this many rows of each dataset to learn from."""
+    max_bad_rows: Count = 0
+    """Malformed rows to skip (they are written to rejects.jsonl) before giving up."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class PromptSettings:
+    """Prompts"""
+
     template: str | None = None
     """How a conversation becomes text. Default: the tokenizer's own chat template."""
     system: str = ""
     """System message for rows that have none."""
     source_prefix: str = ""
     """Text put before every rendered prompt, the same in every stage."""
-    cutoff_len: Positive = 1024
-    """Longest sequence in tokens (for pretraining: the block size)."""
     max_source_length: Positive | None = None
     """Longest prompt in tokens; its oldest part is cut. Default: half of cutoff_len."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class AnswerSettings:
+    """Answers"""
+
     max_target_length: Positive | None = None
     """Longest answer in tokens, its end token included. Default: what its prompt leaves of cutoff_len."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class HistorySettings:
+    """Conversations"""
+
     mask_history: bool = False
     """Learn the last answer of a conversation only, instead of every answer."""
-    max_samples: Positive | None = None
-    """At most this many rows of each dataset."""
-    max_bad_rows: Count = 0
-    """Malformed rows to skip (they are written to rejects.jsonl) before giving up."""
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
@@ -97,17 +115,15 @@ class OptimizerSettings:
     learning_rate: NonNegative = 1e-4
     """Peak learning rate of AdamW."""
     num_train_epochs: NonNegative = 1.0
-    """Passes over the data."""
+    """Passes over the data; max_steps wins over it."""
     max_steps: Count = 0
     """Stop after this many steps, whatever num_train_epochs says; 0: no limit."""
     per_device_train_batch_size: Positive = 8
     """Rows computed at once."""
-    gradient_accumulation_steps: Positive = 1
-    """Micro-batches of one step: a step sees per_device_train_batch_size x gradient_accumulation_steps rows."""
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up."""
     warmup_ratio: Share = 0.0
-    """Share of all steps in which the learning rate rises from 0."""
+    """Share of all steps in which the learning rate rises from 0; warmup_steps wins over it."""
     warmup_steps: Count = 0
     """The same as a count; wins over warmup_ratio when not 0."""
     weight_decay: NonNegative = 0.0
@@ -118,6 +134,14 @@ class OptimizerSettings:
     """Recompute activations in the backward pass: less memory, a third more time."""
     seed: Count = 42
     """Seed of the initial adapters, the data order, dropout and sampling."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class AccumulationSettings:
+    """Accumulation"""
+
+    gradient_accumulation_steps: Positive = 1
+    """Micro-batches of one step: a step sees per_device_train_batch_size x gradient_accumulation_steps rows."""
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
@@ -219,7 +243,7 @@ class ScoreSettings:
     score_clip: NonNegative = 5.0
     """Clip the score to plus or minus this; 0: never."""
     score_baseline: float = 0.0
-    """Subtracted from every score."""
+    """Subtracted from every score (the running mean of score_norm would take it out again)."""
     missing_eos_penalty: NonNegative = 1.0
     """Subtracted from the score of an answer that the length limit ended."""
     allow_template_mismatch: bool = False
@@ -258,8 +282,8 @@ class PPOSettings:
     """How far below 1 a probability ratio may move the loss."""
     clip_range_high: Annotated[float, Gt(0)] = 0.28
     """How far above 1."""
-    dual_clip: float | None = 3.0
-    """Bound of the loss for a negative advantage and a large ratio (above 1), or null."""
+    dual_clip: Annotated[float, Gt(1)] | None = 3.0
+    """Bound of the loss for a negative advantage and a large ratio, or null."""
     clip_range_value: NonNegative = 0.2
     """How far the value may move from its old estimate; 0: free."""
     vf_coef: NonNegative = 0.1
@@ -271,7 +295,7 @@ class PPOSettings:
     loss_aggregation: Literal["token", "sequence"] = "token"
     """What counts the same in the loss: every token, or every answer whatever its length."""
     whiten_advantages: bool = True
-    """Give the advantages of a step mean 0 and variance 1."""
+    """Give gae's advantages of a step mean 0 and variance 1; the other estimators compare answers already."""
     target_kl: NonNegative = 0.1
     """Leave the epochs of a step early when the policy moved 1.5 x this (approximate KL per token); 0: never."""
     ratio_threshold: Annotated[float, Gt(1)] = 10.0

@@ -21,6 +21,8 @@ class Given:
     """Text is read by the setting's type ("1e-5" becomes a number where one is expected); the rest is taken as is."""
     where: str
     """The place as a message names it: `recipe.yaml:7: lora_rank`, `--lora-rank`."""
+    is_from_recipe: bool = False
+    """Whether it stands in a file, which a command line may overrule."""
 
     @property
     def key(self) -> str:
@@ -48,7 +50,7 @@ def read_recipe(path: Path) -> list[Given]:
     for key, value in root.value:
         if not isinstance(key, yaml.ScalarNode):
             raise SettingsError(f"a setting's name is text, found {_kind(key)}", where=_place(path, key))
-        item = Given(key.value, _read(value, path), where=f"{_place(path, key)}: {key.value}")
+        item = Given(key.value, _read(value, path), where=f"{_place(path, key)}: {key.value}", is_from_recipe=True)
         if item.key in given:
             first = given[item.key].where.rsplit(": ", 1)[0]
             raise SettingsError("given twice", where=item.where, remedy=f"it is also at {first}; keep one")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, get_args, get_type_hints, overload
 
 from duiqi.errors import SettingsError, did_you_mean
-from duiqi.settings.checking import check, is_active
-from duiqi.settings.describe import SettingInfo, describe, known_settings, listing
+from duiqi.settings.checking import check
+from duiqi.settings.conditions import is_active, listing
+from duiqi.settings.describe import SettingInfo, describe, known_settings
 from duiqi.settings.recipe import Given, read_recipe
 from duiqi.settings.stages import (
     STAGE_DEFAULTS,
@@ -63,7 +64,8 @@ def resolve(
 
     Raises:
         SettingsError: One message with every problem: unknown names, settings without effect, wrong values,
-            required ones that are missing.
+            required ones that are missing. A default that the recipe spells out, and an override leaves without
+            effect, is no problem: so a run's config.yaml can be repeated with another `advantage`.
     """
     if stage not in STAGES:
         raise SettingsError(f"there is no stage {stage!r}", remedy=did_you_mean(stage, STAGES) or listing(STAGES))

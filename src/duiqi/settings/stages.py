@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from duiqi.settings.groups import (
+    AccumulationSettings,
+    AnswerSettings,
     DataSettings,
+    HistorySettings,
     ModelSettings,
     OptimizerSettings,
     PPOSettings,
     PreferenceSettings,
+    PromptSettings,
     ReferenceSettings,
     RewardModelSettings,
     RunSettings,
@@ -33,6 +37,7 @@ class PretrainConfig:
     tuning: TuningSettings
     data: DataSettings
     optimizer: OptimizerSettings
+    accumulation: AccumulationSettings
     run: RunSettings
 
 
@@ -43,7 +48,11 @@ class SFTConfig:
     model: ModelSettings
     tuning: TuningSettings
     data: DataSettings
+    prompt: PromptSettings
+    answer: AnswerSettings
+    history: HistorySettings
     optimizer: OptimizerSettings
+    accumulation: AccumulationSettings
     run: RunSettings
 
 
@@ -54,8 +63,11 @@ class RewardModelConfig:
     model: ModelSettings
     tuning: TuningSettings
     data: DataSettings
+    prompt: PromptSettings
+    answer: AnswerSettings
     reward: RewardModelSettings
     optimizer: OptimizerSettings
+    accumulation: AccumulationSettings
     run: RunSettings
 
 
@@ -66,9 +78,12 @@ class DPOConfig:
     model: ModelSettings
     tuning: TuningSettings
     data: DataSettings
+    prompt: PromptSettings
+    answer: AnswerSettings
     preference: PreferenceSettings
     reference: ReferenceSettings
     optimizer: OptimizerSettings
+    accumulation: AccumulationSettings
     run: RunSettings
 
 
@@ -79,6 +94,7 @@ class PPOConfig:
     model: ModelSettings
     tuning: TuningSettings
     data: DataSettings
+    prompt: PromptSettings
     score: ScoreSettings
     reference: ReferenceSettings
     sampling: SamplingSettings
@@ -105,18 +121,3 @@ STAGE_DEFAULTS: dict[StageName, Mapping[str, Any]] = {
     "ppo": {"learning_rate": 1e-5, "lr_scheduler_type": "constant", "logging_steps": 1},
 }
 """Where a stage's default differs from the group's."""
-
-ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
-    **dict.fromkeys(
-        ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_rslora", "use_dora"),
-        ("finetuning_type", ("lora",)),
-    ),
-    "dpo_label_smoothing": ("pref_loss", ("sigmoid",)),
-    "simpo_gamma": ("pref_loss", ("simpo",)),
-    "ref_model": ("pref_loss", ("sigmoid", "ipo", "hinge", "kto_pair")),
-    **dict.fromkeys(("critic", "lam", "clip_range_value", "vf_coef", "critic_warmup_steps"), ("advantage", ("gae",))),
-}
-"""Settings that act only when another one has one of these values; given otherwise, they are refused.
-
-A condition on a setting that the stage does not have is met.
-"""

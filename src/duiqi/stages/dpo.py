@@ -19,9 +19,8 @@ from duiqi.algorithms.preference import (
     orpo_loss,
     simpo_loss,
 )
-from duiqi.data.batching import BatchPlan
-from duiqi.data.encoded import EncodedData, encode_rankings
-from duiqi.data.encoding import EncodedRanking, describe_first
+from duiqi.data.encoded import EncodedData
+from duiqi.data.encoding import EncodedRanking
 from duiqi.data.rankings import RankingBatch, collate_rankings, split_rankings
 from duiqi.journal.run import Run
 from duiqi.models.measure import measure_answers
@@ -31,8 +30,6 @@ from duiqi.settings.groups import PreferenceSettings
 from duiqi.settings.stages import DPOConfig
 from duiqi.stages.materials import (
     begin,
-    count_steps,
-    encoding_notes,
     find_start,
     load_rows,
     make_base,
@@ -42,7 +39,8 @@ from duiqi.stages.materials import (
     make_learner,
     make_template,
     make_tokenizer,
-    rows_per_step,
+    plan_steps,
+    prepare_rankings,
     seat_policy,
     seat_reference,
 )
@@ -56,22 +54,28 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     start = find_start(config.model)
     rows = load_rows(config.data, "ranking", journal, seed=config.optimizer.seed)
     tokenizer = make_tokenizer(config.model, start)
-    template = make_template(config.data, tokenizer, start.card)
-    budget = make_budget(config.data)
-    data = encode_rankings(template, tokenizer, examples=rows.train, budget=budget)
-    held_out = encode_rankings(template, tokenizer, examples=rows.held_out, budget=budget) if rows.held_out else None
+    template = make_template(config.prompt, tokenizer, start.card)
+    budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
+    rankings = prepare_rankings(rows, template, tokenizer, budget)
+    data, held_out = rankings.train, rankings.held_out
     base = make_base(config.model, start)
     seat_policy(base, start, config.tuning)
     base.disable_dropout()
     needs_reference = config.preference.pref_loss in REFERENCED
     reference = seat_reference(base, config.reference.ref_model) if needs_reference else "none needed"
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
-    first = describe_first(data.items[0].sequence(0), tokenizer)
-    notes = [*rows.notes, *encoding_notes(data.report), f"first row, its best answer in ⟦⟧: {first}"]
-    begin(journal, f"DPO ({config.preference.pref_loss})", base, start, template, notes=notes, reference=reference)
+    begin(
+        journal,
+        f"DPO ({config.preference.pref_loss})",
+        base,
+        start,
+        template,
+        notes=rankings.notes,
+        reference=reference,
+    )
 
     pad = int(tokenizer.pad_token_id)
-    total_steps = count_steps(len(data.items), rows_per_step(config.optimizer), config.optimizer)
+    plan, total_steps = plan_steps(len(data.items), config.optimizer, config.accumulation)
     learner = make_learner(base.trainable_parameters(), config.optimizer, total_steps)
     loss_fn = partial(preference_loss, base, settings=config.preference, needs_reference=needs_reference)
     session = Session(
@@ -88,7 +92,7 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     fit(
         session,
         learner,
-        BatchPlan(len(data.items), batch_size=rows_per_step(config.optimizer), seed=config.optimizer.seed),
+        plan,
         micro_batches=lambda picked: batches(
             data, picked, pad=pad, max_rows=config.optimizer.per_device_train_batch_size
         ),

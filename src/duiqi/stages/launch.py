@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.utils.logging import disable_progress_bar
 
 from duiqi.errors import GuardStop
 from duiqi.journal.files import atomic_write_json
@@ -47,7 +46,6 @@ def run(stage: StageName, config: StageConfig, *, argv: Sequence[str] = (), view
         Interrupted: A signal ended the run after it was saved.
     """
     options = config.run
-    disable_progress_bar()
     random.seed(config.optimizer.seed)
     torch.manual_seed(config.optimizer.seed)
     with Run.open(

@@ -10,18 +10,27 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from duiqi.data.encoded import EncodingReport
-from duiqi.data.encoding import TokenBudget, token_budget
+from duiqi.data.batching import BatchPlan
+from duiqi.data.encoded import EncodedData, EncodingReport, encode_rankings
+from duiqi.data.encoding import EncodedRanking, TokenBudget, describe_first, token_budget
 from duiqi.data.loading import Need, load_examples, split_validation
 from duiqi.data.registry import parse_dataset_spec
 from duiqi.data.templates import Template, from_dict, get_template
-from duiqi.errors import DataError, ModelError, TemplateError
+from duiqi.errors import DataError, ModelError, SettingsError, TemplateError
 from duiqi.journal.run import Run
 from duiqi.models.adapters import CONFIG_NAME, LoRASpec, read_adapter
 from duiqi.models.card import ModelCard, read_card
 from duiqi.models.loading import choose_device, choose_dtype, load_causal_lm, load_tokenizer, locate
 from duiqi.models.shared_base import SharedBase
-from duiqi.settings.groups import DataSettings, ModelSettings, OptimizerSettings, RunSettings, TuningSettings
+from duiqi.settings.groups import (
+    AccumulationSettings,
+    DataSettings,
+    ModelSettings,
+    OptimizerSettings,
+    PromptSettings,
+    RunSettings,
+    TuningSettings,
+)
 from duiqi.training.learner import Learner
 from duiqi.training.schedule import Schedule
 from duiqi.training.session import Cadence
@@ -42,12 +51,18 @@ def find_start(settings: ModelSettings) -> Start:
     """Where the base and the first adapter lie; `model_name_or_path` may itself be a run.
 
     Raises:
-        ModelError: Nothing usable is there.
+        ModelError: Nothing usable is there, or two adapters are named.
     """
     located = locate(settings.model_name_or_path)
     if settings.adapter_name_or_path is None:
         return Start(located.base, located.adapter, located.card)
     adapter = Path(settings.adapter_name_or_path).expanduser()
+    if located.adapter is not None and located.adapter.resolve() != adapter.resolve():
+        raise ModelError(
+            f"is an adapter itself, but adapter_name_or_path names {adapter}",
+            where=f"model_name_or_path: {located.adapter}",
+            remedy=f"keep one of the two: set model_name_or_path: {located.base} to start from {adapter}",
+        )
     if not (adapter / CONFIG_NAME).is_file():
         raise ModelError(
             "there is no adapter here (adapter_config.json is missing)",
@@ -99,7 +114,7 @@ def make_tokenizer(settings: ModelSettings, start: Start) -> PreTrainedTokenizer
     return load_tokenizer(place, trust_remote_code=settings.trust_remote_code)
 
 
-def make_template(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, card: ModelCard | None) -> Template:
+def make_template(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase, card: ModelCard | None) -> Template:
     """The template of this stage: the one its parent was trained with, which settings may repeat but not change.
 
     Raises:
@@ -137,6 +152,7 @@ def seat_policy(base: SharedBase, start: Start, tuning: TuningSettings, *, role:
 
     Raises:
         ModelError: Full fine-tuning was asked to start from an adapter.
+        SettingsError: The adapter to start from was given another shape.
     """
     if tuning.finetuning_type == "full":
         if start.adapter is not None:
@@ -147,6 +163,12 @@ def seat_policy(base: SharedBase, start: Start, tuning: TuningSettings, *, role:
             )
         base.seat_full(role)
     elif start.adapter is not None:
+        if tuning != TuningSettings():
+            raise SettingsError(
+                f"lora_* and use_* have no effect: {start.adapter} is trained in the shape it has",
+                where=f"model_name_or_path: {start.adapter}",
+                remedy="remove them, or start from the base model to train a new adapter",
+            )
         base.seat_saved_adapter(role, read_adapter(start.adapter), trainable=True)
     else:
         base.seat_new_adapter(role, lora_spec(tuning))
@@ -166,10 +188,14 @@ def seat_reference(base: SharedBase, named: str | None) -> str:
             )
         if (card := read_card(named)) is not None:
             check_belongs(card, base, named)
-        base.seat_saved_adapter("reference", read_adapter(named), trainable=False)
-        return named
-    if base.seat("policy").adapter is None:
+    is_base_trained = base.seat("policy").adapter is None
+    if is_base_trained:
         base.seat_frozen_copy("reference")
+    if named is not None:
+        beside = "reference" if is_base_trained else None
+        base.seat_saved_adapter("reference", read_adapter(named), trainable=False, beside=beside)
+        return named
+    if is_base_trained:
         return "a frozen copy of the policy at step 0"
     base.seat_copy("reference", "policy", trainable=False)
     return "the policy at step 0"
@@ -258,13 +284,45 @@ def load_rows(settings: DataSettings, need: Need, journal: Run, *, seed: int) ->
     return Examples(train, held_out, tuple(notes))
 
 
-def make_budget(settings: DataSettings) -> TokenBudget:
+@dataclass(frozen=True)
+class Rankings:
+    """Ranked answers as tokens: to learn from, and held out."""
+
+    train: EncodedData[EncodedRanking]
+    held_out: EncodedData[EncodedRanking] | None
+    notes: list[str]
+    """What was read and what became of it, the first row among it."""
+
+
+def prepare_rankings(
+    rows: Examples, template: Template, tokenizer: PreTrainedTokenizerBase, budget: TokenBudget
+) -> Rankings:
+    """Encode the rows of a stage that learns from rankings.
+
+    Raises:
+        DataError: No ranking is left.
+    """
+    train = encode_rankings(template, tokenizer, examples=rows.train, budget=budget)
+    held_out = encode_rankings(template, tokenizer, examples=rows.held_out, budget=budget) if rows.held_out else None
+    first = describe_first(train.items[0].sequence(0), tokenizer)
+    notes = [*rows.notes, *encoding_notes(train.report), f"first row, its best answer in ⟦⟧: {first}"]
+    return Rankings(train, held_out, notes)
+
+
+def make_budget(data: DataSettings, prompt: PromptSettings, *, max_answer_tokens: int | None = None) -> TokenBudget:
     """How long prompts and answers may be."""
     return token_budget(
-        settings.cutoff_len,
-        max_prompt_tokens=settings.max_source_length,
-        max_answer_tokens=settings.max_target_length,
+        data.cutoff_len, max_prompt_tokens=prompt.max_source_length, max_answer_tokens=max_answer_tokens
     )
+
+
+def plan_steps(
+    num_rows: int, optimizer: OptimizerSettings, accumulation: AccumulationSettings
+) -> tuple[BatchPlan, int]:
+    """Which rows each optimizer step sees, and how many steps there are."""
+    rows_per_step = optimizer.per_device_train_batch_size * accumulation.gradient_accumulation_steps
+    plan = BatchPlan(num_rows, batch_size=rows_per_step, seed=optimizer.seed)
+    return plan, count_steps(num_rows, rows_per_step, optimizer)
 
 
 def count_steps(num_rows: int, rows_per_step: int, settings: OptimizerSettings) -> int:
@@ -272,11 +330,6 @@ def count_steps(num_rows: int, rows_per_step: int, settings: OptimizerSettings) 
     if settings.max_steps:
         return settings.max_steps
     return max(1, math.ceil(settings.num_train_epochs * math.ceil(num_rows / rows_per_step)))
-
-
-def rows_per_step(settings: OptimizerSettings) -> int:
-    """Rows of one optimizer step."""
-    return settings.per_device_train_batch_size * settings.gradient_accumulation_steps
 
 
 def make_learner(parameters: dict[str, nn.Parameter], settings: OptimizerSettings, total_steps: int) -> Learner:

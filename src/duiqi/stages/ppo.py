@@ -71,8 +71,16 @@ def run(config: PPOConfig, journal: Run) -> StageResult:
             **learned,
             **watch.report(int(experience.attention_mask.sum())),
         }
-        session.record(step, metrics, samples=prompts_per_step)
+        session.record(step, most_telling_first(metrics), samples=prompts_per_step)
     return session.finish("ppo")
+
+
+MOST_TELLING = ("score", "kl", "answer_length", "eos_rate", "entropy")
+
+
+def most_telling_first(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The same metrics, those first by which a run is judged while it goes on: a terminal shows the first few."""
+    return {name: metrics[name] for name in MOST_TELLING} | dict(metrics)
 
 
 def check_opening(cast: Cast, experience: Experience, journal: Run) -> Experience:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from duiqi.algorithms.kl import ADAPTIVE_CLIP
 from duiqi.data.encoding import encode_prompt
 from duiqi.data.templates import Template, from_dict
 from duiqi.errors import ModelError, SettingsError
@@ -126,7 +127,7 @@ def assemble_cast(config: PPOConfig, journal: Run) -> Cast:
     start = find_start(config.model)
     rows = load_rows(config.data, "prompt", journal, seed=config.optimizer.seed)
     tokenizer = make_tokenizer(config.model, start)
-    template = make_template(config.data, tokenizer, start.card)
+    template = make_template(config.prompt, tokenizer, start.card)
     base = make_base(config.model, start)
     seat_policy(base, start, config.tuning)
     base.disable_dropout()
@@ -162,7 +163,7 @@ def assemble_cast(config: PPOConfig, journal: Run) -> Cast:
         sampling=sampling,
         prompts=rows.train,
         held_out=rows.held_out,
-        max_prompt_tokens=make_budget(config.data).prompt,
+        max_prompt_tokens=make_budget(config.data, config.prompt).prompt,
         answers_per_prompt=config.ppo.answers_per_prompt,
         critic=critic,
         reference_name=reference_name,
@@ -200,6 +201,18 @@ def _check_settings(config: PPOConfig, journal: Run) -> None:
             f"{ppo.advantage} compares answers to the same prompt, so it needs at least 2",
             where="answers_per_prompt",
             remedy="set answers_per_prompt: 4",
+        )
+    if ppo.critic == "adapter" and config.tuning.finetuning_type == "full":
+        raise SettingsError(
+            "full fine-tuning has no adapters, so the critic cannot be one",
+            where="critic",
+            remedy="set critic: shared, or finetuning_type: lora",
+        )
+    if ppo.kl_target and ppo.rollout_batch_size > ppo.kl_horizon / ADAPTIVE_CLIP:
+        raise SettingsError(
+            f"with {ppo.rollout_batch_size} answers in a step the KL weight could turn negative",
+            where="kl_horizon",
+            remedy=f"set kl_horizon: {ppo.rollout_batch_size * ADAPTIVE_CLIP:g} or more, or lower rollout_batch_size",
         )
     if config.optimizer.gradient_checkpointing and ppo.critic == "adapter" and ppo.advantage == "gae":
         raise SettingsError(
@@ -251,6 +264,7 @@ def _make_scorer(spec: RewardSpec, base: SharedBase, template: Template, config:
         device=config.model.device,
         cutoff_len=config.data.cutoff_len,
         batch_size=batch_size,
+        trust_remote_code=config.model.trust_remote_code,
     )
     return scorer, spec.weight
 
@@ -259,7 +273,7 @@ def _seat_critic(base: SharedBase, config: PPOConfig) -> str:
     """Seat the critic, if advantages need one: a head on the policy's trunk, or an adapter begun from the reward's."""
     if config.ppo.advantage != "gae":
         return "none"
-    if config.ppo.critic == "shared" or config.tuning.finetuning_type == "full":
+    if config.ppo.critic == "shared":
         base.share_seat("value", "policy")
         base.add_head("value")
         return "shared"

@@ -46,7 +46,7 @@ class Credit:
         experience = replace(experience, rewards=rewards, scores=scores)
         found = self.estimate(experience)
         advantages = found.advantages
-        if self.ppo.whiten_advantages and self.ppo.advantage != "reinforce++":
+        if self.ppo.advantage == "gae" and self.ppo.whiten_advantages:
             advantages = whiten(advantages, mask)
         sequence_kl = float(log_ratio.sum(dim=1).mean())
         metrics = {

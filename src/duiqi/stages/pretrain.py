@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from duiqi.data.batching import Batch, BatchPlan, collate
+from duiqi.data.batching import Batch, collate
 from duiqi.data.encoded import pack_text
 from duiqi.data.encoding import EncodedSequence
 from duiqi.journal.run import Run
@@ -13,7 +13,6 @@ from duiqi.models.saving import save_role
 from duiqi.settings.stages import PretrainConfig
 from duiqi.stages.materials import (
     begin,
-    count_steps,
     find_start,
     load_rows,
     make_base,
@@ -21,7 +20,7 @@ from duiqi.stages.materials import (
     make_card,
     make_learner,
     make_tokenizer,
-    rows_per_step,
+    plan_steps,
     seat_policy,
 )
 from duiqi.training.fit import fit
@@ -48,7 +47,7 @@ def run(config: PretrainConfig, journal: Run) -> StageResult:
     begin(journal, "Pretraining", base, start, None, notes=notes)
 
     pad = int(tokenizer.pad_token_id)
-    total_steps = count_steps(len(blocks), rows_per_step(config.optimizer), config.optimizer)
+    plan, total_steps = plan_steps(len(blocks), config.optimizer, config.accumulation)
     learner = make_learner(base.trainable_parameters(), config.optimizer, total_steps)
     card = make_card("pretrain", base, start, None)
     session = Session(
@@ -63,7 +62,7 @@ def run(config: PretrainConfig, journal: Run) -> StageResult:
     fit(
         session,
         learner,
-        BatchPlan(len(blocks), batch_size=rows_per_step(config.optimizer), seed=config.optimizer.seed),
+        plan,
         micro_batches=lambda picked: batches(
             [blocks[row] for row in picked], pad=pad, max_rows=config.optimizer.per_device_train_batch_size
         ),

@@ -9,9 +9,8 @@ import torch
 
 from duiqi.algorithms.loss import Loss
 from duiqi.algorithms.reward_modelling import pairwise_loss
-from duiqi.data.batching import BatchPlan
-from duiqi.data.encoded import EncodedData, encode_rankings
-from duiqi.data.encoding import EncodedRanking, describe_first
+from duiqi.data.encoded import EncodedData
+from duiqi.data.encoding import EncodedRanking
 from duiqi.data.rankings import PairWeighting, RankingBatch, collate_rankings, split_rankings
 from duiqi.journal.run import Run
 from duiqi.models.adapters import read_adapter
@@ -20,8 +19,6 @@ from duiqi.models.shared_base import SharedBase, last_token
 from duiqi.settings.stages import RewardModelConfig
 from duiqi.stages.materials import (
     begin,
-    count_steps,
-    encoding_notes,
     find_start,
     load_rows,
     make_base,
@@ -31,7 +28,8 @@ from duiqi.stages.materials import (
     make_learner,
     make_template,
     make_tokenizer,
-    rows_per_step,
+    plan_steps,
+    prepare_rankings,
     seat_policy,
 )
 from duiqi.training.fit import fit, mean_over
@@ -47,21 +45,19 @@ def run(config: RewardModelConfig, journal: Run) -> StageResult:
     start = find_start(config.model)
     rows = load_rows(config.data, "ranking", journal, seed=config.optimizer.seed)
     tokenizer = make_tokenizer(config.model, start)
-    template = make_template(config.data, tokenizer, start.card)
-    budget = make_budget(config.data)
-    data = encode_rankings(template, tokenizer, examples=rows.train, budget=budget)
-    held_out = encode_rankings(template, tokenizer, examples=rows.held_out, budget=budget) if rows.held_out else None
+    template = make_template(config.prompt, tokenizer, start.card)
+    budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
+    rankings = prepare_rankings(rows, template, tokenizer, budget)
+    data, held_out = rankings.train, rankings.held_out
     base = make_base(config.model, start)
     seat_policy(base, start, config.tuning, role="reward")
     saved = read_adapter(start.adapter) if start.adapter is not None else None
     base.add_head("reward", saved.score if saved and saved.score is not None else fresh_head(base))
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
-    first = describe_first(data.items[0].sequence(0), tokenizer)
-    notes = [*rows.notes, *encoding_notes(data.report), f"first row, its best answer in ⟦⟧: {first}"]
-    begin(journal, "Reward model", base, start, template, notes=notes)
+    begin(journal, "Reward model", base, start, template, notes=rankings.notes)
 
     pad, weighting = int(tokenizer.pad_token_id), config.reward.pair_weighting
-    total_steps = count_steps(len(data.items), rows_per_step(config.optimizer), config.optimizer)
+    plan, total_steps = plan_steps(len(data.items), config.optimizer, config.accumulation)
     learner = make_learner(base.trainable_parameters(), config.optimizer, total_steps)
     card = make_card("rm", base, start, template, role="reward")
     session = Session(
@@ -77,7 +73,7 @@ def run(config: RewardModelConfig, journal: Run) -> StageResult:
     fit(
         session,
         learner,
-        BatchPlan(len(data.items), batch_size=rows_per_step(config.optimizer), seed=config.optimizer.seed),
+        plan,
         micro_batches=lambda picked: batches(data, picked, weighting=weighting, pad=pad, max_rows=max_rows),
         loss_fn=lambda batch: ranking_loss(base, batch, centering=config.reward.center_rewards_coefficient),
     )

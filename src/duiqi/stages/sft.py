@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from duiqi.data.batching import Batch, BatchPlan, collate, split_micro_batches
+from duiqi.data.batching import Batch, collate, split_micro_batches
 from duiqi.data.encoded import encode_demonstrations
 from duiqi.data.encoding import EncodedSequence, TrainOn, describe_first
 from duiqi.journal.run import Run
@@ -12,7 +12,6 @@ from duiqi.models.saving import save_role
 from duiqi.settings.stages import SFTConfig
 from duiqi.stages.materials import (
     begin,
-    count_steps,
     encoding_notes,
     find_start,
     load_rows,
@@ -23,7 +22,7 @@ from duiqi.stages.materials import (
     make_learner,
     make_template,
     make_tokenizer,
-    rows_per_step,
+    plan_steps,
     seat_policy,
 )
 from duiqi.training.fit import fit
@@ -37,9 +36,9 @@ def run(config: SFTConfig, journal: Run) -> StageResult:
     start = find_start(config.model)
     rows = load_rows(config.data, "demonstration", journal, seed=config.optimizer.seed)
     tokenizer = make_tokenizer(config.model, start)
-    template = make_template(config.data, tokenizer, start.card)
-    budget = make_budget(config.data)
-    train_on: TrainOn = "last" if config.data.mask_history else "all"
+    template = make_template(config.prompt, tokenizer, start.card)
+    budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
+    train_on: TrainOn = "last" if config.history.mask_history else "all"
     data = encode_demonstrations(template, tokenizer, examples=rows.train, budget=budget, train_on=train_on)
     held_out = encode_demonstrations(template, tokenizer, examples=rows.held_out, budget=budget, train_on=train_on)
     base = make_base(config.model, start)
@@ -50,7 +49,7 @@ def run(config: SFTConfig, journal: Run) -> StageResult:
     begin(journal, "SFT", base, start, template, notes=notes)
 
     pad = int(tokenizer.pad_token_id)
-    total_steps = count_steps(len(data.items), rows_per_step(config.optimizer), config.optimizer)
+    plan, total_steps = plan_steps(len(data.items), config.optimizer, config.accumulation)
     learner = make_learner(base.trainable_parameters(), config.optimizer, total_steps)
     card = make_card("sft", base, start, template)
     session = Session(
@@ -67,7 +66,7 @@ def run(config: SFTConfig, journal: Run) -> StageResult:
     fit(
         session,
         learner,
-        BatchPlan(len(data.items), batch_size=rows_per_step(config.optimizer), seed=config.optimizer.seed),
+        plan,
         micro_batches=lambda picked: batches(
             [data.items[row] for row in picked], pad=pad, max_rows=config.optimizer.per_device_train_batch_size
         ),

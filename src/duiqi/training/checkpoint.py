@@ -6,7 +6,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,11 +86,18 @@ def write_checkpoint(directory: Path, state: TrainerState, write_model: Callable
         save_file(tensors, partial / STATE_TENSORS)
         notes = {"step": state.step, **state.notes}
         (partial / STATE_JSON).write_text(json.dumps(notes, ensure_ascii=False, indent=2), encoding="utf-8")
+        _share_like(partial / STATE_JSON, partial.rglob("*.safetensors"))
         for path in partial.rglob("*"):
             _sync(path)
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)
         _sync(directory.parent)
+
+
+def _share_like(model: Path, paths: Iterable[Path]) -> None:
+    """Give files the permissions that `model` got from the umask: safetensors keeps its own from everybody else."""
+    for path in paths:
+        path.chmod(model.stat().st_mode)
 
 
 def _sync(path: Path) -> None:

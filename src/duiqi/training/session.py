@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from duiqi.errors import Interrupted
+from duiqi.errors import Interrupted, RunError
 from duiqi.journal.run import Run
 from duiqi.training.checkpoint import (
     TrainerState,
@@ -117,6 +117,7 @@ class Session:
         self._progress, self._window = Progress(), Window()
         self._request = StopRequest()
         self._saved_step = -1
+        self._resumed_step = 0
         self._clock = time.monotonic()
 
     def steps(self) -> Iterator[int]:
@@ -175,6 +176,7 @@ class Session:
             steps=steps,
             totals=totals,
             best_step=progress.best_step,
+            resumed_step=self._resumed_step,
             metrics=metrics,
         )
 
@@ -232,6 +234,13 @@ class Session:
                 self.run.rewind(-1)
             return 0
         state = read_checkpoint(found[-1])
+        total_steps = self.cadence.total_steps
+        if state.step > total_steps:
+            raise RunError(
+                f"the run is at step {state.step} already, beyond the {total_steps} that these settings ask for",
+                where=str(self.run.directory),
+                remedy="raise max_steps or num_train_epochs, or start a new output_dir",
+            )
         restore_parameters(self.learner.parameters, state.tensors)
         optimizer = {n.removeprefix("optimizer/"): t for n, t in state.tensors.items() if n.startswith("optimizer/")}
         self.learner.load_state(optimizer)
@@ -240,7 +249,7 @@ class Session:
         if self._state:
             self._state[1](state.notes["stage"])
         restore_random_state(state.tensors)
-        self._saved_step = state.step
+        self._saved_step = self._resumed_step = state.step
         self.run.rewind(state.step)
         self.run.view.note(f"resumed from {found[-1].name}")
         return state.step

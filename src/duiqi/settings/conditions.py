@@ -1,0 +1,110 @@
+"""Which settings act only beside certain values of others; given without them, they are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """When a setting acts: one of some other settings passes a test. Met where a command has none of them."""
+
+    others: tuple[str, ...]
+    passes: Callable[[Any], bool]
+    words: str
+    """What must be so, as it follows "only with" and "set": `pref_loss=simpo`, `kl_target above 0`."""
+    reason: str = ""
+    """Why nothing happens otherwise, where the words do not say it."""
+
+    def is_met(self, values: Mapping[str, Any]) -> bool:
+        """Whether these values of all settings let it act."""
+        there = [other for other in self.others if other in values]
+        return not there or any(self.passes(values[other]) for other in there)
+
+
+def is_active(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a setting acts beside these values of all settings."""
+    return first_unmet(name, values) is None
+
+
+def first_unmet(name: str, values: Mapping[str, Any]) -> Condition | None:
+    """The first condition that keeps a setting from acting beside these values of all settings."""
+    return next((condition for condition in ONLY_WITH.get(name, ()) if not condition.is_met(values)), None)
+
+
+def condition_in_words(name: str, names: Collection[str]) -> str:
+    """When a setting acts; empty when it always does beside settings of these names.
+
+    >>> condition_in_words("simpo_gamma", ["pref_loss", "simpo_gamma"])
+    'pref_loss=simpo'
+    """
+    conditions = ONLY_WITH.get(name, ())
+    return " and ".join(c.words for c in conditions if any(other in names for other in c.others))
+
+
+def listing(names: Iterable[str], *, last: str = "and") -> str:
+    """Names as a sentence lists them.
+
+    >>> listing(["sft", "rm", "ppo"])
+    'sft, rm and ppo'
+    """
+    *first, final = names
+    return f"{', '.join(first)} {last} {final}" if first else final
+
+
+def _one_of(other: str, *values: str) -> Condition:
+    return Condition((other,), lambda value: value in values, f"{other}={listing(values, last='or')}")
+
+
+def _off(other: str) -> Condition:
+    return Condition((other,), lambda value: not value, f"{other}=false")
+
+
+def _above(other: str, low: float) -> Condition:
+    return Condition((other,), lambda value: value is not None and value > low, f"{other} above {low}")
+
+
+_A_NEW_ADAPTER = (
+    _one_of("finetuning_type", "lora"),
+    Condition(
+        ("adapter_name_or_path",),
+        lambda value: value is None,
+        "adapter_name_or_path=null",
+        reason="that adapter is trained in the shape it has",
+    ),
+)
+_EVALUATION = Condition(
+    ("eval_dataset", "val_size"), bool, "eval_dataset or val_size", reason="there is nothing to evaluate on"
+)
+
+ONLY_WITH: dict[str, tuple[Condition, ...]] = {
+    **dict.fromkeys(
+        ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_rslora", "use_dora"), _A_NEW_ADAPTER
+    ),
+    "train_from_scratch": (_one_of("finetuning_type", "full"),),
+    **dict.fromkeys(("eval_steps", "load_best_model_at_end", "num_eval_samples"), (_EVALUATION,)),
+    "per_device_eval_batch_size": (
+        Condition(
+            ("eval_dataset", "val_size", "reward_model"),
+            bool,
+            "eval_dataset or val_size",
+            reason="there is nothing to evaluate on",
+        ),
+    ),
+    "dpo_label_smoothing": (_one_of("pref_loss", "sigmoid"),),
+    "simpo_gamma": (_one_of("pref_loss", "simpo"),),
+    "ref_model": (_one_of("pref_loss", "sigmoid", "ipo", "hinge", "kto_pair"),),
+    "score_baseline": (_off("score_norm"),),
+    **dict.fromkeys(
+        ("critic", "lam", "clip_range_value", "vf_coef", "critic_warmup_steps", "whiten_advantages"),
+        (_one_of("advantage", "gae"),),
+    ),
+    "gamma": (_one_of("advantage", "gae", "reinforce++"),),
+    **dict.fromkeys(("kl_target", "kl_estimator"), (_above("init_kl_coef", 0),)),
+    "kl_horizon": (_above("kl_target", 0),),
+    "target_kl": (_above("ppo_epochs", 1),),
+    **dict.fromkeys(("top_p", "top_k"), (_above("temperature", 0),)),
+}
+"""The conditions of each setting, all of which must be met."""
