@@ -124,6 +124,16 @@ class StageResult:
     """The last evaluation, and whatever the stage measures at its end."""
 
 
+def readable(messages: Sequence[Message]) -> str:
+    """A prompt for a reader, a line per turn: who is asked may stand in the system message or in an earlier turn.
+
+    >>> readable([Message("system", "You are Mei."), Message("user", "Who are you?")])
+    '[You are Mei.]\\nWho are you?'
+    """
+    marks = {"system": "[{}]", "user": "{}", "assistant": "— {}"}
+    return "\n".join(marks[message.role].format(message.content) for message in messages)
+
+
 def last_user_text(messages: Sequence[Message]) -> str:
     """The text of the last user turn, or an empty string."""
     return next((m.content for m in reversed(messages) if m.role == "user"), "")

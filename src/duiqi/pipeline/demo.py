@@ -34,7 +34,7 @@ from duiqi.reports.html import write_report
 from duiqi.settings.resolve import resolve
 from duiqi.settings.stages import StageName
 from duiqi.stages.launch import run
-from duiqi.types import Message, Sampling, StageResult
+from duiqi.types import Message, Sampling, StageResult, readable
 
 MODELS: dict[str, str | None] = {"base": None, "sft": "sft", "dpo": "dpo", "ppo": "ppo"}
 """Label of each model that is compared, and the run its adapter is from."""
@@ -164,7 +164,7 @@ class Demo:
     ) -> None:
         """comparisons.json: the first prompts, everybody's answers, their score, gold reward and length."""
         shown = range(min(SHOWN_PROMPTS, len(prompts)))
-        rows: list[dict[str, Any]] = [{"prompt": spoken(prompts[i]), "answers": []} for i in shown]
+        rows: list[dict[str, Any]] = [{"prompt": readable(prompts[i]), "answers": []} for i in shown]
         for said in found:
             scores = score_token_rows(reward, [r.prompt_ids + r.answer_ids for r in said.rollouts[: len(shown)]])
             gold = score_gold(prompts[: len(shown)], said.answers[: len(shown)])
@@ -246,12 +246,6 @@ def closing(summary: Mapping[str, Any], report: Path) -> str:
         f"next: duiqi chat {report.parent / 'ppo'}",
     ]
     return "\n".join(lines)
-
-
-def spoken(prompt: Sequence[Message]) -> str:
-    """A prompt as a reader needs it: who is asked may stand in the system message or in an earlier turn."""
-    marks = {"system": "[{}]", "user": "{}", "assistant": "— {}"}
-    return "\n".join(marks[message.role].format(message.content) for message in prompt)
 
 
 def _typed(value: object) -> str:

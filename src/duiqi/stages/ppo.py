@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -17,6 +15,7 @@ from duiqi.algorithms.policy import ppo_loss
 from duiqi.data.batching import BatchPlan
 from duiqi.errors import GuardStop
 from duiqi.guards.answers import answer_statistics
+from duiqi.guards.finite import first_non_finite
 from duiqi.journal.run import Run
 from duiqi.models.saving import save_role
 from duiqi.rollouts.experience import Experience, answer_values
@@ -24,13 +23,14 @@ from duiqi.settings.stages import PPOConfig
 from duiqi.stages.materials import count_steps, make_cadence, make_learner
 from duiqi.stages.ppo_cast import Answered, Cast, assemble_cast
 from duiqi.stages.ppo_credit import Credit
-from duiqi.training.learner import Learner
+from duiqi.training.learner import Learner, NonFiniteStep
 from duiqi.training.session import BestBy, Session
-from duiqi.types import StageResult
+from duiqi.training.stopwatch import Stopwatch
+from duiqi.types import StageResult, readable
 
 VALUE_HEAD_NAME = "value_head.safetensors"
-RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
-"""How far the first ratios may be from 1 when the trainer computes again what the sampler computed."""
+LOG_PROB_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""How far apart, on average over the tokens, sampler and trainer may be in the precision of the base."""
 
 
 def run(config: PPOConfig, journal: Run) -> StageResult:
@@ -59,8 +59,11 @@ def run(config: PPOConfig, journal: Run) -> StageResult:
         scored = cast.score(answered)
         watch.lap("score")
         experience = cast.measure(answered)
+        refuse_non_finite(experience, scored.total)
         if step == 1:
-            experience = check_opening(cast, experience, journal)
+            check_opening(cast, experience, journal)
+        if step == 1 or cast.base.model.dtype != torch.float32:
+            experience = with_trainer_log_probs(cast, experience)
         experience, credited = credit.assign(experience, scored.total)
         learned = learn(cast, learner, experience, config, step=step)
         watch.lap("train")
@@ -83,30 +86,54 @@ def most_telling_first(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: metrics[name] for name in MOST_TELLING} | dict(metrics)
 
 
-def check_opening(cast: Cast, experience: Experience, journal: Run) -> Experience:
+def with_trainer_log_probs(cast: Cast, experience: Experience) -> Experience:
+    """The experience with the trainer's own log-probabilities as the old ones, so that ratios begin at 1 exactly.
+
+    In float32 the sampler's agree to the last digits and are used as they are after the first step; in half precision
+    rounding differs with the shape of a batch, and that must not look like a change of the policy.
+    """
+    return replace(experience, old_log_probs=cast.measuring.log_probs(cast.base, experience, "policy"))
+
+
+def check_opening(cast: Cast, experience: Experience, journal: Run) -> None:
     """Before the first update: the reference is the policy, so KL is 0, and the trainer agrees with the sampler.
 
-    Returns the experience with the trainer's own log-probabilities as the old ones, so that the first ratio is 1.
-
     Raises:
-        GuardStop: KL is not 0 or a ratio is far from 1; training on it would be wrong from the start.
+        GuardStop: KL is not 0, or trainer and sampler disagree; training on it would be wrong from the start.
     """
     mask = experience.answer_mask
     computed = cast.measuring.log_probs(cast.base, experience, "policy")
-    gap = float((computed - experience.old_log_probs)[mask].abs().max().exp() - 1)
-    kl = float((computed - experience.reference_log_probs)[mask].abs().max())
-    journal.event("opening_check", kl=kl, ratio_gap=gap, reference=cast.reference_name)
+    gaps = (computed - experience.old_log_probs)[mask].abs()
+    gap, kl = float(gaps.mean()), float((computed - experience.reference_log_probs)[mask].abs().max())
+    journal.event(
+        "opening_check", kl=kl, mean_gap=gap, ratio_gap=float(gaps.max().exp() - 1), reference=cast.reference_name
+    )
     if cast.reference_is_policy and kl != 0.0:
         raise GuardStop(
             f"the reference is not the policy at step 0: their log-probabilities differ by up to {kl:.2e}",
             remedy="this is a fault of duiqi, not of your settings: please report it with config.yaml",
         )
-    if gap > RATIO_TOLERANCE[cast.base.model.dtype]:
+    if gap > LOG_PROB_TOLERANCE[cast.base.model.dtype]:
         raise GuardStop(
-            f"sampler and trainer disagree: the first ratio differs from 1 by up to {gap:.2e}",
+            f"sampler and trainer disagree: their log-probabilities differ by {gap:.2e} on average",
             remedy="set dtype: float32 and attn_implementation: eager; if it stays, please report it with config.yaml",
         )
-    return replace(experience, old_log_probs=computed * mask)
+
+
+def refuse_non_finite(experience: Experience, scores: Tensor) -> None:
+    """Stop before a number that is nan or inf reaches the loss, where it could no longer be named.
+
+    Raises:
+        NonFiniteStep: Names the first bad quantity.
+    """
+    measured = [
+        ("scores", scores),
+        ("log-probabilities of the sampler", experience.old_log_probs),
+        ("log-probabilities of the reference", experience.reference_log_probs),
+        ("values", experience.values),
+    ]
+    if finding := first_non_finite(measured):
+        raise NonFiniteStep(finding, experience)
 
 
 def learn(cast: Cast, learner: Learner, experience: Experience, config: PPOConfig, *, step: int) -> dict[str, float]:
@@ -177,7 +204,7 @@ def evaluate(cast: Cast, journal: Run, step: int) -> dict[str, float]:
     statistics = answer_statistics(answered.rollouts)
     rows = [
         {
-            "prompt": answered.candidates[i].prompt[-1].content,
+            "prompt": readable(answered.candidates[i].prompt),
             "answer": answered.rollouts[i].answer,
             "score": round(float(scored.total[i]), 4),
             "kl": round(float(kl[i]), 4),
@@ -205,33 +232,3 @@ def save(cast: Cast, directory: Path) -> None:
     if "value" in cast.base.heads:
         weight = cast.base.heads["value"].weight.detach().cpu().contiguous()
         save_file({"value_head.weight": weight}, directory / VALUE_HEAD_NAME)
-
-
-class Stopwatch:
-    """Seconds by phase of one step."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-        self.seconds: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[phase] = now - self._last
-        self._last = now
-
-    def report(self, tokens: int) -> dict[str, Any]:
-        """Seconds by phase, tokens (prompt and answer) per second over all of them, and peak memory."""
-        total = max(sum(self.seconds.values()), 1e-9)
-        named = {f"seconds/{phase}": seconds for phase, seconds in self.seconds.items()}
-        return {**named, "tokens_per_second": tokens / total, "memory_gib": peak_memory_gib()}
-
-
-def peak_memory_gib() -> float:
-    """Peak memory of this process: on the GPU where there is one, resident otherwise."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated()) / 2**30
-    import resource
-    import sys
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
