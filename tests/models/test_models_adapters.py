@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from tests.conftest import Workshop
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -118,3 +118,28 @@ def test_a_folder_of_runs_can_be_moved(workshop: Workshop, tmp_path: Path) -> No
 def test_the_tokenizer_and_its_template_travel_with_the_adapter(workshop: Workshop) -> None:
     ours = AutoTokenizer.from_pretrained(workshop.sft)
     assert ours.chat_template == AutoTokenizer.from_pretrained(workshop.base).chat_template
+
+
+@pytest.mark.parametrize("shape", [(32000, 1024), (1, 1), (3, 5)])
+def test_tensors_of_any_size_have_a_fingerprint(shape: tuple[int, int]) -> None:
+    layer = torch.nn.Linear(shape[1], shape[0], bias=False, dtype=torch.bfloat16)
+    assert len(fingerprint(layer)) == 16
+
+
+def test_an_adapter_that_replaces_weights_of_the_base_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(workshop.base)
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    get_peft_model(model, config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"also replaces weights of the base \(.*lm_head.*\)"):
+        read_adapter(tmp_path)
+
+
+def test_functional_dropouts_are_disabled_too(workshop: Workshop) -> None:
+    base = load_base(workshop)
+    base.seat_new_adapter("policy", LoRASpec(rank=2, dropout=0.5))
+    base.model.model.layers[0].self_attn.attention_dropout = 0.3
+    base.model.model.layers[1].mlp.hidden_dropout = 0.2
+    base.disable_dropout()
+    assert base.model.model.layers[0].self_attn.attention_dropout == 0.0
+    assert base.model.model.layers[1].mlp.hidden_dropout == 0.0
+    assert all(module.p == 0.0 for module in base.model.modules() if isinstance(module, torch.nn.Dropout))

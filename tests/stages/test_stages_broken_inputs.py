@@ -14,6 +14,7 @@ import yaml
 from tests.conftest import Workshop
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import duiqi
 from duiqi.cli.main import main
 
 ROW = {"instruction": "a", "input": "", "output": "b"}
@@ -261,3 +262,19 @@ def test_bad_rows_can_be_skipped_and_are_kept_apart(workshop: Workshop, tmp_path
     assert main(["sft", str(recipe)]) == 0
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
     assert [reject["line"] for reject in rejects] == [6]
+
+
+def test_a_full_disk_that_safetensors_reports_is_told_the_same_way(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+
+    from duiqi.errors import RunError
+    from duiqi.training import checkpoint
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", refuse)
+    with pytest.raises(RunError, match="the checkpoint could not be written"):
+        duiqi.run("sft", **workshop.settings("sft", tmp_path / "out", max_steps=1))

@@ -253,3 +253,54 @@ def test_a_weight_that_is_nan_stops_the_run_and_leaves_the_evidence(workshop: Wo
     with pytest.raises(GuardStop, match=r"nan or inf|not finite"):
         duiqi.run("ppo", **settings, score_norm=False, score_clip=0, max_grad_norm=0)
     assert json.loads((tmp_path / "run" / "anomaly" / "finding.json").read_text(encoding="utf-8"))["finding"]
+
+
+def adapter_of(directory: Path) -> dict[str, Tensor]:
+    return load_file(directory / "adapter_model.safetensors")
+
+
+def test_while_the_critic_warms_up_the_policy_stays(workshop: Workshop, tmp_path: Path) -> None:
+    settings = workshop.settings("ppo", tmp_path, critic_warmup_steps=4, entropy_coef=0.1, weight_decay=0.1)
+    duiqi.run("ppo", **settings)
+    before, after = adapter_of(Path(workshop.sft)), adapter_of(tmp_path)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert load_file(tmp_path / "value_head.safetensors")["value_head.weight"].abs().max() > 0
+
+
+def test_gradient_checkpointing_changes_memory_and_nothing_else(workshop: Workshop, tmp_path: Path) -> None:
+    for name, checkpointing in (("plain", False), ("checkpointed", True)):
+        settings = workshop.settings("ppo", tmp_path / name, max_steps=2, gradient_checkpointing=checkpointing)
+        duiqi.run("ppo", **settings)
+    plain, checkpointed = adapter_of(tmp_path / "plain"), adapter_of(tmp_path / "checkpointed")
+    assert all(torch.allclose(plain[name], checkpointed[name], atol=1e-6) for name in plain)
+
+
+def test_a_smaller_last_batch_counts_as_what_it_is(workshop: Workshop, tmp_path: Path) -> None:
+    settings = workshop.settings("ppo", tmp_path, max_samples=10, max_steps=2)
+    result = duiqi.run("ppo", **settings)
+    assert result.totals.epoch == 1.0
+
+
+def test_half_precision_bases_start_from_ratio_one_too(workshop: Workshop, tmp_path: Path) -> None:
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path, dtype="bfloat16", ppo_epochs=1, mini_batch_size=8))
+    rows = [line for line in lines(tmp_path / "metrics.jsonl") if "ratio" in line]
+    assert rows[0]["kl"] == 0.0
+    assert all(row["ratio"] == pytest.approx(1.0, abs=1e-3) for row in rows)
+
+
+def test_full_fine_tuning_in_half_precision_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    settings = workshop.settings("sft", tmp_path, finetuning_type="full", dtype="bfloat16")
+    with pytest.raises(SettingsError, match="loses every update smaller than the rounding of a weight"):
+        duiqi.run("sft", **settings)
+
+
+def test_a_score_that_is_not_finite_is_named(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "duiqi.rollouts.scoring.SharedScorer.score", lambda _, candidates: torch.full((len(candidates),), float("inf"))
+    )
+    with pytest.raises(GuardStop, match="scores: 8 of 8 numbers are nan or inf"):
+        duiqi.run("ppo", **workshop.settings("ppo", tmp_path))
+    kept = load_file(tmp_path / "anomaly" / "batch.safetensors")
+    assert {"input_ids", "old_log_probs"} <= set(kept)

@@ -165,8 +165,8 @@ def save_adapter(
         inference_mode=True,
         task_type="CAUSAL_LM" if score is None else "SEQ_CLS",
         modules_to_save=None if score is None else ["score"],
-        target_modules=sorted(config.target_modules or ()),
     )
+    fields = {key: sorted(value) if isinstance(value, set) else value for key, value in fields.items()}
     text = json.dumps(fields, indent=2, ensure_ascii=False, sort_keys=True, default=str)
     (directory / CONFIG_NAME).write_text(text, encoding="utf-8")
 
@@ -210,6 +210,12 @@ def read_adapter(directory: str | Path) -> SavedAdapter:
     config.modules_to_save = None
     config.inference_mode = False
     score = weights.pop(SCORE_KEY, None)
+    if beyond := [key for key in weights if "lora_" not in key]:
+        raise ModelError(
+            f"the adapter also replaces weights of the base ({beyond[0]}), which all roles share",
+            where=str(path),
+            remedy="merge it into its base with PEFT's merge_and_unload, and give the merged model",
+        )
     plain = {key.removeprefix(PEFT_PREFIX): value for key, value in weights.items()}
     return SavedAdapter(path=path, config=config, weights=plain, score=score, base=base)
 

@@ -20,7 +20,8 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         flat = parameter.detach().reshape(-1)
-        picks = torch.linspace(0, flat.numel() - 1, min(SAMPLES_PER_TENSOR, flat.numel())).long().to(flat.device)
+        count = min(SAMPLES_PER_TENSOR, flat.numel())
+        picks = torch.arange(count, device=flat.device) * (flat.numel() - 1) // max(1, count - 1)
         values = flat[picks].to(torch.bfloat16).float()
         values = torch.where(values.abs() < SMALLEST, torch.zeros_like(values), values)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())

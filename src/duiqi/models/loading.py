@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from duiqi.errors import ModelError
 from duiqi.models.adapters import CONFIG_NAME, mount, read_adapter
 from duiqi.models.card import ModelCard, read_card, run_home
+from duiqi.models.fingerprint import fingerprint
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -97,6 +100,69 @@ def quietly() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+@contextmanager
+def refusing(problem: str, *, where: str, remedy: str) -> Iterator[None]:
+    """Whatever transformers raises within this context, while it reads files, becomes a ModelError.
+
+    Raises:
+        ModelError: With `problem` and the first line of the reason.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if isinstance(error, ImportError):
+            remedy = "install the package that is missing, or set attn_implementation: sdpa if it names that setting's"
+        raise ModelError(f"{problem} ({reason})", where=where, remedy=remedy) from error
+
+
+def refuse_incomplete(info: Mapping[str, Any], *, where: str, remedy: str, replaced: Collection[str] = ()) -> None:
+    """Refuse a model that was not wholly in its files: transformers fills the rest with random numbers.
+
+    Args:
+        info: What transformers says with `output_loading_info`. It counts no weight as missing that is tied to another.
+        replaced: Names of weights that come from elsewhere.
+
+    Raises:
+        ModelError: A weight is missing or of another shape.
+    """
+    if missing := sorted(set(info["missing_keys"]).difference(replaced)):
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise ModelError(f"weight {missing[0]}{more} is missing from its files", where=where, remedy=remedy)
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        if name not in replaced:
+            shapes = f"{tuple(found)} in its files, expected {tuple(expected)}"
+            raise ModelError(f"weight {name} has shape {shapes}", where=where, remedy=remedy)
+
+
+def refuse_reward_model(where: Located, path: str) -> None:
+    """Refuse a reward model where a model that answers is expected.
+
+    Raises:
+        ModelError: The card says that it is one.
+    """
+    if where.card is not None and where.card.role == "reward":
+        raise ModelError(
+            f"this is the reward model of a {where.card.stage} run: it scores answers and cannot give any",
+            where=path,
+            remedy=f"score answers with `duiqi score {path} FILE`, or give a run that trained a policy",
+        )
+
+
+def refuse_other_base(where: Located, path: str, *, found: str) -> None:
+    """Refuse an adapter whose base, with the fingerprint `found`, is not the one it was trained on.
+
+    Raises:
+        ModelError: The card says another fingerprint.
+    """
+    if where.adapter is not None and where.card is not None and where.card.base_fingerprint != found:
+        raise ModelError(
+            f"the adapter was trained on other weights than are now in {where.base}",
+            where=path,
+            remedy="put back the weights of its base, or train the adapter again on these",
+        )
+
+
 def choose_device(device: str) -> torch.device:
     """The device that `auto` means here, or the one named.
 
@@ -136,25 +202,27 @@ def load_causal_lm(
     """A causal language model in evaluation mode, nothing trainable.
 
     Raises:
-        ModelError: Nothing loadable is there.
+        ModelError: Nothing loadable is there, or weights are missing.
     """
-    try:
+    remedy = "give a directory with config.json and all weights, or the name of a model on the hub"
+    model: PreTrainedModel
+    with refusing("cannot be loaded as a causal language model", where=path, remedy=remedy):
         if from_scratch:
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
             model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
             )
+            info: Mapping[str, Any] = {"missing_keys": (), "mismatched_keys": ()}
         else:
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the weight's name
             )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"cannot be loaded as a causal language model ({reason})",
-            where=path,
-            remedy="give a directory with config.json and weights, or the name of a model on the hub",
-        ) from error
+    refuse_incomplete(info, where=path, remedy=remedy)
     model.requires_grad_(False)
     return model.to(device).eval()
 
@@ -166,11 +234,9 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     Raises:
         ModelError: There is none, or it has no end token.
     """
-    try:
+    remedy = "copy the tokenizer's files of the base model (tokenizer.json, tokenizer_config.json) there"
+    with refusing("has no tokenizer that can be loaded", where=path, remedy=remedy):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"has no tokenizer that can be loaded ({reason})", where=path) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
             "the tokenizer has no end token (eos_token), so answers could never end",
@@ -187,14 +253,19 @@ def load_model(
 ) -> PreTrainedModel:
     """A model or run by its path, its adapter attached: a transformers model, `forward` and `generate` included.
 
+    Raises:
+        ModelError: It cannot be loaded, is a reward model, or its base has changed.
+
     >>> model = load_model("runs/sft")  # doctest: +SKIP
     """
     where = locate(path)
+    refuse_reward_model(where, path)
     chosen = choose_device(device)
     model = load_causal_lm(
         where.base, device=chosen, dtype=choose_dtype(dtype, chosen), trust_remote_code=trust_remote_code
     )
     if where.adapter is not None:
+        refuse_other_base(where, path, found=fingerprint(model))
         mount(model, "policy", read_adapter(where.adapter), trainable=False)
         model.to(chosen)
     return model.eval()

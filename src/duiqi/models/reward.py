@@ -13,11 +13,22 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from duiqi.errors import ModelError
 from duiqi.models.adapters import mount, read_adapter
-from duiqi.models.loading import Located, choose_device, choose_dtype, load_tokenizer, locate, quietly
+from duiqi.models.loading import (
+    Located,
+    choose_device,
+    choose_dtype,
+    load_tokenizer,
+    locate,
+    quietly,
+    refuse_incomplete,
+    refusing,
+)
 from duiqi.models.shared_base import SharedBase, last_token
 
 ScoreRows = Callable[[Tensor, Tensor], Tensor]
 """Token ids B x T and their attention mask to scores B."""
+
+WHAT_TO_GIVE = "give the output_dir of a `duiqi rm` run, or a sequence classifier with one label"
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class SharedReward:
 
 @dataclass(frozen=True)
 class StandaloneReward:
-    """A transformers sequence classifier with one label."""
+    """A transformers sequence classifier with one label, as `load_reward_model` gives it."""
 
     network: PreTrainedModel
 
@@ -50,8 +61,8 @@ class StandaloneReward:
         positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
         hidden = trunk(input_ids, attention_mask=attention_mask.long(), position_ids=positions).last_hidden_state
         head: nn.Linear = self.network.score
-        picked = last_token(hidden, attention_mask).to(head.weight.dtype)
-        return torch.nn.functional.linear(picked, head.weight).squeeze(-1).float()
+        scores: Tensor = head(last_token(hidden, attention_mask))
+        return scores.squeeze(-1).float()
 
     @property
     def device(self) -> torch.device:
@@ -81,27 +92,45 @@ def load_reward_model(
     """A reward model by its path: a transformers sequence classifier with one label, its adapter attached.
 
     Raises:
-        ModelError: `path` is not a reward model.
+        ModelError: `path` is not a reward model, or cannot be loaded as one.
     """
     where = locate(path)
     _check_is_reward_model(where, path)
+    saved = read_adapter(where.adapter) if where.adapter is not None else None
+    if saved is not None and saved.score is None:
+        raise ModelError("the adapter has no score head, so it is not a reward model", where=path, remedy=WHAT_TO_GIVE)
     chosen = choose_device(device)
     tokenizer = load_tokenizer(where.leaf, trust_remote_code=trust_remote_code)
-    network: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        where.base,
-        num_labels=1,
-        dtype=choose_dtype(dtype, chosen),
-        pad_token_id=tokenizer.pad_token_id,
-        trust_remote_code=trust_remote_code,
-    )
-    if where.adapter is not None:
-        saved = read_adapter(where.adapter)
-        if saved.score is None:
-            raise ModelError("the adapter has no score head, so it is not a reward model", where=path)
+    network: PreTrainedModel
+    with refusing("cannot be loaded as a reward model", where=path, remedy=WHAT_TO_GIVE):
+        network, info = AutoModelForSequenceClassification.from_pretrained(
+            where.base,
+            num_labels=1,
+            dtype=choose_dtype(dtype, chosen),
+            pad_token_id=tokenizer.pad_token_id,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with the weight's name
+        )
+    replaced = () if saved is None else ("score.weight",)
+    refuse_incomplete(info, where=path, remedy=WHAT_TO_GIVE, replaced=replaced)
+    head = getattr(network, "score", None)
+    if not isinstance(head, nn.Linear):
+        raise ModelError(
+            f"{type(network).__name__} keeps its score elsewhere than in a linear layer `score`",
+            where=path,
+            remedy="give a reward model whose base is a causal language model",
+        )
+    if saved is not None and saved.score is not None:
         mount(network, "reward", saved, trainable=False)
-        with torch.no_grad():
-            network.score.weight = nn.Parameter(saved.score.clone(), requires_grad=False)
+        head.weight = nn.Parameter(saved.score.clone())
+    head.register_forward_pre_hook(_in_precision_of)
     return network.to(chosen).requires_grad_(False).eval()
+
+
+def _in_precision_of(head: nn.Linear, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """A score is learned in float32; its head takes hidden states of any precision."""
+    return (inputs[0].to(head.weight.dtype),)
 
 
 def _check_is_reward_model(where: Located, path: str) -> None:
@@ -109,5 +138,5 @@ def _check_is_reward_model(where: Located, path: str) -> None:
         raise ModelError(
             f"this is the {where.card.role} of a {where.card.stage} run, not a reward model",
             where=path,
-            remedy="give the output_dir of a `duiqi rm` run",
+            remedy=WHAT_TO_GIVE,
         )

@@ -32,6 +32,11 @@ from duiqi.models.adapters import (
 from duiqi.models.fingerprint import fingerprint
 from duiqi.models.heads import ScalarHead
 
+FUNCTIONAL_DROPOUTS = frozenset(
+    {"dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "attn_dropout"}
+)
+"""Names under which transformers' modules keep a dropout probability that they apply without an nn.Dropout."""
+
 
 @dataclass(frozen=True)
 class Seat:
@@ -71,7 +76,7 @@ class SharedBase:
 
     @property
     def hidden_size(self) -> int:
-        return int(self.model.config.hidden_size)
+        return int(self.model.get_output_embeddings().weight.shape[1])
 
     def seat(self, role: str) -> Seat:
         """What `role` is made of; asserts that it was seated."""
@@ -182,16 +187,33 @@ class SharedBase:
     def prepare_training(self, *, gradient_checkpointing: bool) -> None:
         """Put the base into training mode, dropout on; checkpointing computes activations again backwards."""
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.enable_checkpointing()
         self.model.train()
 
+    def enable_checkpointing(self) -> None:
+        """From now on activations are computed again in the backward pass, whenever the base is in training mode."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    @contextmanager
+    def training_mode(self) -> Iterator[None]:
+        """Within this context the base is in training mode, which checkpointing needs."""
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
+
     def disable_dropout(self) -> None:
-        """Set every dropout to zero, so that training and scoring see the same network (PPO, DPO)."""
+        """Set every dropout to zero, so that training and scoring see the same network (PPO, DPO).
+
+        Call it when everybody is seated: adapters bring dropouts of their own.
+        """
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-            elif isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.0
+            for name in FUNCTIONAL_DROPOUTS & vars(module).keys():
+                if isinstance(getattr(module, name), float):
+                    setattr(module, name, 0.0)
 
     # -- computing with the active role --------------------------------------------------------------------------------
 

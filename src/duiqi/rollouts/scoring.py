@@ -6,8 +6,10 @@ import importlib.util
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +22,7 @@ from duiqi.models.reward import SharedReward, StandaloneReward, score_token_rows
 from duiqi.types import Message, last_user_text
 
 Conversation = tuple[Message, ...]
-_WEIGHT = re.compile(r"^(?P<name>.+)@(?P<weight>-?[0-9.]+)$")
+_WEIGHT = re.compile(r"^(?P<name>.+)@(?P<weight>-?[0-9.]+(?:[eE][-+]?[0-9]+)?)$")
 _FUNCTION = re.compile(r"^(?P<file>.+\.py):(?P<name>\w+)$")
 
 
@@ -141,10 +143,25 @@ class ScoreMix:
 
     parts: tuple[tuple[Scorer, float], ...]
 
+    @property
+    def names(self) -> list[str]:
+        """What the log calls each part: the scorer's name, numbered where an earlier part has it (rm, rm_2)."""
+        taken: list[str] = []
+        for scorer, _ in self.parts:
+            taken.append(next(name for name in numbered(scorer.name) if name not in taken))
+        return taken
+
     def score(self, candidates: Sequence[Candidate]) -> Scored:
-        scores = {scorer.name: scorer.score(candidates) for scorer, _ in self.parts}
-        total = torch.stack([scores[scorer.name] * weight for scorer, weight in self.parts]).sum(dim=0)
-        return Scored(total, scores if len(self.parts) > 1 else {})
+        scores = [scorer.score(candidates) for scorer, _ in self.parts]
+        weighted = [score * weight for score, (_, weight) in zip(scores, self.parts, strict=True)]
+        parts = dict(zip(self.names, scores, strict=True)) if len(scores) > 1 else {}
+        return Scored(torch.stack(weighted).sum(dim=0), parts)
+
+
+def numbered(name: str) -> Iterator[str]:
+    """The name, then the name with a number: rm, rm_2, rm_3 and so on."""
+    yield name
+    yield from (f"{name}_{number}" for number in count(2))
 
 
 @dataclass(frozen=True)
@@ -165,7 +182,7 @@ def parse_reward_specs(text: str) -> list[RewardSpec]:
     """Read `runs/rm, checks.py:polite@0.2`.
 
     Raises:
-        SettingsError: Nothing is named.
+        SettingsError: Nothing is named, or a weight is not a number.
 
     >>> parse_reward_specs("runs/rm,checks.py:polite@0.2")[1]
     RewardSpec(source='checks.py:polite', weight=0.2)
@@ -173,7 +190,7 @@ def parse_reward_specs(text: str) -> list[RewardSpec]:
     specs = []
     for part in (piece.strip() for piece in text.split(",")):
         if match := _WEIGHT.match(part):
-            specs.append(RewardSpec(match["name"], float(match["weight"])))
+            specs.append(RewardSpec(match["name"], _weight(match["weight"], part)))
         elif part:
             specs.append(RewardSpec(part))
     if not specs:
@@ -181,17 +198,31 @@ def parse_reward_specs(text: str) -> list[RewardSpec]:
     return specs
 
 
+def _weight(text: str, part: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise SettingsError(
+            f"the weight {text!r} is not a number",
+            where=f"reward_model: {part}",
+            remedy=f"write a weight such as 0.5 after the @, or {part}@1 if that is its whole name",
+        ) from error
+
+
 def _load_function(file: Path, name: str) -> Callable[..., Sequence[float]]:
     where = f"reward_model {file}:{name}"
     if not file.is_file():
         raise SettingsError("there is no such file", where=where, remedy="check the path")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module_name = next(name for name in numbered(f"duiqi_reward_{file.stem}") if name not in sys.modules)
+    spec = importlib.util.spec_from_file_location(module_name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses, pickle and typing look a class's module up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[module_name]
         raise SettingsError(f"the file cannot be run ({type(error).__name__}: {error})", where=where) from error
     function = vars(module).get(name)
     if not callable(function):

@@ -10,7 +10,15 @@ from transformers import PreTrainedTokenizerBase
 from duiqi.data.encoding import encode_prompt
 from duiqi.data.templates import Template, from_dict, get_template
 from duiqi.models.adapters import read_adapter
-from duiqi.models.loading import choose_device, choose_dtype, load_causal_lm, load_tokenizer, locate
+from duiqi.models.loading import (
+    choose_device,
+    choose_dtype,
+    load_causal_lm,
+    load_tokenizer,
+    locate,
+    refuse_other_base,
+    refuse_reward_model,
+)
 from duiqi.models.shared_base import SharedBase
 from duiqi.rollouts.decoder import Decoder
 from duiqi.types import Message
@@ -43,14 +51,16 @@ def open_speaker(
     """Open a model, adapter or run; what it was trained with is the default for everything not given.
 
     Raises:
-        ModelError: Nothing loadable is at `path`.
+        ModelError: Nothing loadable is at `path`, it is a reward model, or its base has changed.
         TemplateError: No template is known for it.
     """
     where = locate(path)
+    refuse_reward_model(where, path)
     tokenizer = load_tokenizer(where.leaf)
     chosen = choose_device(device)
     model = load_causal_lm(where.base, device=chosen, dtype=choose_dtype(dtype, chosen))
     base = SharedBase(model, name=where.base)
+    refuse_other_base(where, path, found=base.fingerprint)
     if where.adapter is not None:
         base.seat_saved_adapter("policy", read_adapter(where.adapter), trainable=False)
     else:

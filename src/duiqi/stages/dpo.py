@@ -22,6 +22,7 @@ from duiqi.algorithms.preference import (
 from duiqi.data.encoded import EncodedData
 from duiqi.data.encoding import EncodedRanking
 from duiqi.data.rankings import RankingBatch, collate_rankings, split_rankings
+from duiqi.errors import GuardStop
 from duiqi.journal.run import Run
 from duiqi.models.measure import measure_answers
 from duiqi.models.saving import save_role
@@ -58,11 +59,11 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
     rankings = prepare_rankings(rows, template, tokenizer, budget)
     data, held_out = rankings.train, rankings.held_out
-    base = make_base(config.model, start)
+    base = make_base(config.model, config.tuning, start)
     seat_policy(base, start, config.tuning)
-    base.disable_dropout()
     needs_reference = config.preference.pref_loss in REFERENCED
     reference = seat_reference(base, config.reference.ref_model) if needs_reference else "none needed"
+    base.disable_dropout()
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
     begin(
         journal,
@@ -77,6 +78,9 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     pad = int(tokenizer.pad_token_id)
     plan, total_steps = plan_steps(len(data.items), config.optimizer, config.accumulation)
     learner = make_learner(base.trainable_parameters(), config.optimizer, total_steps)
+    if needs_reference and config.reference.ref_model is None:
+        opening = next(batches(data, plan.rows(0), pad=pad, max_rows=config.optimizer.per_device_train_batch_size))
+        check_opening(base, opening, journal)
     loss_fn = partial(preference_loss, base, settings=config.preference, needs_reference=needs_reference)
     session = Session(
         journal,
@@ -101,8 +105,30 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     return session.finish("dpo")
 
 
+OPENING_TOLERANCE = 1e-3
+"""How far apart the summed log-probabilities of an answer may be at step 0, in nats."""
+
 REFERENCED = frozenset({"sigmoid", "ipo", "hinge", "kto_pair"})
 """The losses that compare with a reference."""
+
+
+def check_opening(base: SharedBase, batch: RankingBatch, journal: Run) -> None:
+    """Before the first update policy and reference are the same, so the loss begins at ln 2.
+
+    Raises:
+        GuardStop: They are not: something in the network still acts differently in training (dropout).
+    """
+    batch = batch.to(base.device)
+    with torch.no_grad():
+        policy = answer_log_probs(base, batch)
+    with base.acting("reference"):
+        gap = float((policy - answer_log_probs(base, batch)).abs().max())
+    journal.event("opening_check", gap=gap)
+    if gap > OPENING_TOLERANCE:
+        raise GuardStop(
+            f"the reference is not the policy at step 0: their log-probabilities differ by up to {gap:.2e}",
+            remedy="this architecture has a dropout that duiqi does not know: please report it with config.yaml",
+        )
 
 
 def answer_log_probs(base: SharedBase, batch: RankingBatch) -> torch.Tensor:

@@ -72,9 +72,7 @@ def _stop(journal: Run, finding: str, batch: object) -> GuardStop:
     """Leave the batch in anomaly/ and say where the run was last good."""
     folder = journal.anomaly_dir()
     if is_dataclass(batch):
-        tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
-        kept = {name: v.detach().cpu().contiguous() for name, v in tensors.items() if isinstance(v, Tensor)}
-        save_file(kept, folder / "batch.safetensors")
+        save_file(tensors_in(batch), folder / "batch.safetensors")
     atomic_write_json(folder / "finding.json", {"finding": finding})
     journal.event("finding", name="non_finite", finding=finding)
     best = linked_checkpoint(journal.directory, "best") or linked_checkpoint(journal.directory, "last")
@@ -83,6 +81,18 @@ def _stop(journal: Run, finding: str, batch: object) -> GuardStop:
         f"stopped: {finding}; the weights were not updated with it",
         remedy=f"{good}; what led there is in {folder}; try a lower learning_rate, or dtype: float32",
     )
+
+
+def tensors_in(record: Any, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a dataclass and of the dataclasses in it, by dotted name."""
+    found: dict[str, Tensor] = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Tensor):
+            found[prefix + field.name] = value.detach().cpu().contiguous().clone()
+        elif is_dataclass(value):
+            found |= tensors_in(value, f"{prefix}{field.name}.")
+    return found
 
 
 def _draw_plots(journal: Run) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -72,17 +73,27 @@ def find_start(settings: ModelSettings) -> Start:
     return Start(located.base, adapter, read_card(adapter))
 
 
-def make_base(settings: ModelSettings, start: Start, *, from_scratch: bool = False) -> SharedBase:
+def make_base(
+    settings: ModelSettings, tuning: TuningSettings, start: Start, *, from_scratch: bool = False
+) -> SharedBase:
     """The base model on its device, frozen, with nobody seated yet.
 
     Raises:
         ModelError: It cannot be loaded, or the adapter to start from belongs to another base.
+        SettingsError: Full fine-tuning was asked for in half precision, which rounds small updates away.
     """
     device = choose_device(settings.device)
+    full = tuning.finetuning_type == "full"
+    if full and settings.dtype in ("bfloat16", "float16"):
+        raise SettingsError(
+            f"full fine-tuning in {settings.dtype} loses every update smaller than the rounding of a weight",
+            where="dtype",
+            remedy="leave dtype out (full fine-tuning then uses float32), or set finetuning_type: lora",
+        )
     model = load_causal_lm(
         start.base,
         device=device,
-        dtype=choose_dtype(settings.dtype, device),
+        dtype=torch.float32 if full else choose_dtype(settings.dtype, device),
         attn_implementation=settings.attn_implementation,
         trust_remote_code=settings.trust_remote_code,
         from_scratch=from_scratch,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from duiqi.algorithms.loss import Loss
-from duiqi.algorithms.policy import ppo_loss
+from duiqi.algorithms.policy import ppo_loss, value_loss
 from duiqi.data.batching import BatchPlan
 from duiqi.errors import GuardStop
 from duiqi.guards.answers import answer_statistics
@@ -19,6 +21,7 @@ from duiqi.guards.finite import first_non_finite
 from duiqi.journal.run import Run
 from duiqi.models.saving import save_role
 from duiqi.rollouts.experience import Experience, answer_values
+from duiqi.settings.groups import PPOSettings
 from duiqi.settings.stages import PPOConfig
 from duiqi.stages.materials import count_steps, make_cadence, make_learner
 from duiqi.stages.ppo_cast import Answered, Cast, assemble_cast
@@ -54,7 +57,8 @@ def run(config: PPOConfig, journal: Run) -> StageResult:
     )
     for step in session.steps():
         watch = Stopwatch()
-        answered = cast.answer(plan.rows(step - 1), step=step)
+        rows = plan.rows(step - 1)
+        answered = cast.answer(rows, step=step)
         watch.lap("generate")
         scored = cast.score(answered)
         watch.lap("score")
@@ -74,7 +78,7 @@ def run(config: PPOConfig, journal: Run) -> StageResult:
             **learned,
             **watch.report(int(experience.attention_mask.sum())),
         }
-        session.record(step, most_telling_first(metrics), samples=prompts_per_step)
+        session.record(step, most_telling_first(metrics), samples=len(rows))
     return session.finish("ppo")
 
 
@@ -139,53 +143,65 @@ def refuse_non_finite(experience: Experience, scores: Tensor) -> None:
 def learn(cast: Cast, learner: Learner, experience: Experience, config: PPOConfig, *, step: int) -> dict[str, float]:
     """Several epochs of mini-batches over the rollouts of one step; stops early when the policy moved too far."""
     settings = config.ppo
-    warming_up = step <= settings.critic_warmup_steps
-
-    def loss_fn(batch: Experience) -> Loss:
-        measured = cast.measuring.answers(
-            cast.base,
-            batch,
-            with_entropy=settings.entropy_coef > 0,
-            with_values=cast.critic == "shared",
-        )
-        values = measured.values
-        if cast.critic == "adapter":
-            with cast.base.role("value"):
-                hidden = cast.base.hidden_states(batch.input_ids, batch.attention_mask)
-                values = answer_values(cast.base, hidden, batch.answer_mask)
-        return ppo_loss(
-            log_probs=measured.log_probs,
-            old_log_probs=batch.old_log_probs,
-            advantages=batch.advantages if not warming_up else torch.zeros_like(batch.advantages),
-            mask=batch.answer_mask,
-            values=values,
-            old_values=batch.values,
-            returns=batch.returns,
-            entropy=measured.entropy,
-            clip_low=settings.clip_range,
-            clip_high=settings.clip_range_high,
-            dual_clip=settings.dual_clip,
-            value_clip=settings.clip_range_value,
-            vf_coef=settings.vf_coef,
-            entropy_coef=settings.entropy_coef,
-            aggregation=settings.loss_aggregation,
-        )
-
+    loss_fn = critic_loss if step <= settings.critic_warmup_steps else policy_and_critic_loss
+    mode = cast.base.training_mode() if config.optimizer.gradient_checkpointing else nullcontext()
     reports: list[Mapping[str, float]] = []
-    for epoch in range(settings.ppo_epochs):
-        for rows in shuffled(len(experience), config.optimizer.seed, step, epoch).split(settings.mini_batch_size):
-            batch = experience.select(rows.to(experience.input_ids.device))
-            report = learner.step(
-                batch.split(config.optimizer.per_device_train_batch_size),
-                loss_fn,
-                number=step,
-                skip_above=settings.ratio_threshold,
-            )
-            reports.append(report.as_metrics())
-        if settings.target_kl and reports[-1]["approx_kl"] > 1.5 * settings.target_kl:
-            break
+    with mode:
+        for epoch in range(settings.ppo_epochs):
+            for rows in shuffled(len(experience), config.optimizer.seed, step, epoch).split(settings.mini_batch_size):
+                batch = experience.select(rows.to(experience.input_ids.device))
+                report = learner.step(
+                    batch.split(config.optimizer.per_device_train_batch_size),
+                    partial(loss_fn, cast, settings),
+                    number=step,
+                    skip_above=settings.ratio_threshold,
+                )
+                reports.append(report.as_metrics())
+            if settings.target_kl and reports[-1].get("approx_kl", 0.0) > 1.5 * settings.target_kl:
+                break
     means = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
     return {**means, "updates": float(len(reports))}
+
+
+def policy_and_critic_loss(cast: Cast, settings: PPOSettings, batch: Experience) -> Loss:
+    """The whole loss of PPO on a micro-batch."""
+    measured = cast.measuring.answers(
+        cast.base,
+        batch,
+        with_entropy=settings.entropy_coef > 0,
+        with_values=cast.critic == "shared",
+    )
+    return ppo_loss(
+        log_probs=measured.log_probs,
+        old_log_probs=batch.old_log_probs,
+        advantages=batch.advantages,
+        mask=batch.answer_mask,
+        values=critic_values(cast, batch, through_trunk=True) if cast.critic == "adapter" else measured.values,
+        old_values=batch.values,
+        returns=batch.returns,
+        entropy=measured.entropy,
+        clip_low=settings.clip_range,
+        clip_high=settings.clip_range_high,
+        dual_clip=settings.dual_clip,
+        value_clip=settings.clip_range_value,
+        vf_coef=settings.vf_coef,
+        entropy_coef=settings.entropy_coef,
+        aggregation=settings.loss_aggregation,
+    )
+
+
+def critic_loss(cast: Cast, settings: PPOSettings, batch: Experience) -> Loss:
+    """The critic's loss alone, for its warm-up. On a shared trunk only the head learns, so that the policy stays."""
+    values = critic_values(cast, batch, through_trunk=cast.critic == "adapter")
+    return value_loss(values, batch.values, batch.returns, batch.answer_mask, value_clip=settings.clip_range_value)
+
+
+def critic_values(cast: Cast, batch: Experience, *, through_trunk: bool) -> Tensor:
+    """The value before each answer token; the trunk learns from them too if `through_trunk`."""
+    with cast.base.role("value"):
+        with torch.set_grad_enabled(through_trunk):
+            hidden = cast.base.hidden_states(batch.input_ids, batch.attention_mask)
+        return answer_values(cast.base, hidden, batch.answer_mask)
 
 
 def shuffled(count: int, seed: int, step: int, epoch: int) -> Tensor:

@@ -30,6 +30,7 @@ from duiqi.rollouts.scoring import (
     ScoreMix,
     Scorer,
     SharedScorer,
+    numbered,
     parse_reward_specs,
 )
 from duiqi.rollouts.standalone import open_reward_model
@@ -128,12 +129,14 @@ def assemble_cast(config: PPOConfig, journal: Run) -> Cast:
     rows = load_rows(config.data, "prompt", journal, seed=config.optimizer.seed)
     tokenizer = make_tokenizer(config.model, start)
     template = make_template(config.prompt, tokenizer, start.card)
-    base = make_base(config.model, start)
+    base = make_base(config.model, config.tuning, start)
     seat_policy(base, start, config.tuning)
-    base.disable_dropout()
     reference_name = seat_reference(base, config.reference.ref_model)
     parts = [_make_scorer(spec, base, template, config) for spec in parse_reward_specs(config.score.reward_model)]
     critic = _seat_critic(base, config)
+    base.disable_dropout()
+    if config.optimizer.gradient_checkpointing:
+        base.enable_checkpointing()
     sampling = make_sampling(config)
     begin(
         journal,
@@ -252,7 +255,7 @@ def _make_scorer(spec: RewardSpec, base: SharedBase, template: Template, config:
         saved = read_adapter(located.leaf)
         if saved.score is None:
             raise ModelError("the adapter has no score head", where=f"reward_model: {spec.source}")
-        role = "reward" if not base.has("reward") else f"reward_{name}"
+        role = next(free for free in numbered("reward") if not base.has(free))
         beside = None if config.tuning.finetuning_type == "lora" else "reference"
         base.seat_saved_adapter(role, saved, trainable=False, beside=beside)
         base.add_head(role, saved.score, trainable=False)

@@ -39,7 +39,7 @@ def run(config: PretrainConfig, journal: Run) -> StageResult:
         return pack_text([e.answers[0] for e in examples], tokenizer, block_size=config.data.cutoff_len)
 
     blocks, held_out = pack(rows.train), pack(rows.held_out)
-    base = make_base(config.model, start, from_scratch=config.scratch.train_from_scratch)
+    base = make_base(config.model, config.tuning, start, from_scratch=config.scratch.train_from_scratch)
     seat_policy(base, start, config.tuning)
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
     tokens = sum(len(block.input_ids) for block in blocks)

@@ -49,7 +49,7 @@ def run(config: RewardModelConfig, journal: Run) -> StageResult:
     budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
     rankings = prepare_rankings(rows, template, tokenizer, budget)
     data, held_out = rankings.train, rankings.held_out
-    base = make_base(config.model, start)
+    base = make_base(config.model, config.tuning, start)
     seat_policy(base, start, config.tuning, role="reward")
     saved = read_adapter(start.adapter) if start.adapter is not None else None
     base.add_head("reward", saved.score if saved and saved.score is not None else fresh_head(base))

@@ -41,7 +41,7 @@ def run(config: SFTConfig, journal: Run) -> StageResult:
     train_on: TrainOn = "last" if config.history.mask_history else "all"
     data = encode_demonstrations(template, tokenizer, examples=rows.train, budget=budget, train_on=train_on)
     held_out = encode_demonstrations(template, tokenizer, examples=rows.held_out, budget=budget, train_on=train_on)
-    base = make_base(config.model, start)
+    base = make_base(config.model, config.tuning, start)
     seat_policy(base, start, config.tuning)
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
     first = describe_first(data.items[0], tokenizer)

@@ -6,7 +6,8 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,10 @@ class TrainerState:
 
 
 def random_state() -> dict[str, Tensor]:
-    """The state of torch's generators (CPU and CUDA) and of Python's."""
+    """The state of torch's generators (CPU and current GPU) and of Python's."""
     state = {"random/torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state.update({f"random/cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())})
+    if torch.cuda.is_initialized():
+        state["random/cuda"] = torch.cuda.get_rng_state()
     python = json.dumps(random.getstate()).encode()
     state["random/python"] = torch.tensor(list(python), dtype=torch.uint8)
     return state
@@ -45,9 +46,8 @@ def random_state() -> dict[str, Tensor]:
 def restore_random_state(tensors: Mapping[str, Tensor]) -> None:
     """Put back what `random_state` gave."""
     torch.set_rng_state(tensors["random/torch"])
-    cuda = [tensors[name] for name in sorted(tensors) if name.startswith("random/cuda")]
-    if cuda and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(cuda)
+    if "random/cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random/cuda"])
     version, internal, gauss = json.loads(bytes(tensors["random/python"].tolist()))
     random.setstate((version, tuple(internal), gauss))
 
@@ -78,7 +78,7 @@ def restore_parameters(parameters: Mapping[str, nn.Parameter], tensors: Mapping[
 def write_checkpoint(directory: Path, state: TrainerState, write_model: Callable[[Path], None]) -> None:
     """Write a checkpoint beside its final place, sync it to disk, then rename: it appears whole or not at all."""
     partial = directory.with_name(f".{directory.name}.partial")
-    with writing(directory):
+    with writing(directory), _writing_tensors(directory):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write_model(partial)
@@ -92,6 +92,19 @@ def write_checkpoint(directory: Path, state: TrainerState, write_model: Callable
         shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)
         _sync(directory.parent)
+
+
+@contextmanager
+def _writing_tensors(directory: Path) -> Iterator[None]:
+    """Safetensors wraps what the operating system refused (mostly: a full disk) in an error of its own."""
+    try:
+        yield
+    except SafetensorError as refusal:
+        raise RunError(
+            f"the checkpoint could not be written ({refusal}); the one before it is whole",
+            where=str(directory),
+            remedy="free some space, or set output_dir on another disk, then resume_from_checkpoint: true",
+        ) from refusal
 
 
 def _share_like(model: Path, paths: Iterable[Path]) -> None:
@@ -129,7 +142,8 @@ def read_checkpoint(directory: Path) -> TrainerState:
 
 def complete_checkpoints(root: Path) -> list[Path]:
     """All complete checkpoints under `root`, oldest first."""
-    return sorted(path for path in root.glob("step-*") if (path / STATE_JSON).is_file())
+    found = [path for path in root.glob("step-*") if (path / STATE_JSON).is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def prune(root: Path, *, keep: int | None, always: set[Path]) -> None:
@@ -148,9 +162,12 @@ def place_result(checkpoint: Path, output_dir: Path) -> None:
     """Put the loadable files of a checkpoint at the top of the run (as links to the same bytes where possible)."""
     with writing(output_dir):
         for path in checkpoint.iterdir():
-            if path.name in (STATE_JSON, STATE_TENSORS) or path.is_dir():
+            if path.name in (STATE_JSON, STATE_TENSORS):
                 continue
             target = output_dir / path.name
+            if path.is_dir():
+                shutil.copytree(path, target, dirs_exist_ok=True)
+                continue
             target.unlink(missing_ok=True)
             try:
                 os.link(path, target)

@@ -126,6 +126,8 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         weight = float(sums["loss"].weight)
         loss_mean = means.pop("loss")
+        if skip_above is not None:
+            means["skipped"] = float(skipped)
         return StepReport(loss_mean, weight, float(norm), 0.0 if skipped else rate, means)
 
     def _mean_gradient(self, weight: Tensor) -> Tensor:
@@ -155,5 +157,4 @@ class Learner:
         for key, value in state.items():
             entry, name = key.split("/", 1)
             parameter = self.parameters[name]
-            place = value.to(parameter.device) if entry != "step" else value
-            self.optimizer.state[parameter][entry] = place.clone()
+            self.optimizer.state[parameter][entry] = value.to(parameter.device, copy=True)

@@ -204,13 +204,18 @@ class Session:
         directory = self.run.checkpoint_dir(step)
         write_checkpoint(directory, self._state_at(step), self._save_model)
         self._saved_step = step
-        self.run.link("last", step)
+        self._link(step)
         best = self._progress.best_step
-        if best == step:
-            self.run.link("best", step)
         self.run.event("checkpoint", step=step, best=best == step)
         always = {directory} | ({self.run.checkpoint_dir(best)} if best is not None else set())
         prune(directory.parent, keep=self.cadence.save_total_limit, always=always)
+
+    def _link(self, step: int) -> None:
+        """Let `last` and `best` point where they should; also after a kill between a checkpoint and its links."""
+        self.run.link("last", step)
+        best = self._progress.best_step
+        if best is not None and self.run.checkpoint_dir(best).is_dir():
+            self.run.link("best", best)
 
     def _state_at(self, step: int) -> TrainerState:
         tensors = {
@@ -250,6 +255,7 @@ class Session:
             self._state[1](state.notes["stage"])
         restore_random_state(state.tensors)
         self._saved_step = self._resumed_step = state.step
+        self._link(state.step)
         self.run.rewind(state.step)
         self.run.view.note(f"resumed from {found[-1].name}")
         return state.step
