@@ -235,3 +235,10 @@ def test_text_is_packed_into_blocks_with_an_end_after_each_document(plain_tokeni
     assert all(all(block.answer_mask) for block in blocks)
     with_bos = [token for block in pack_text(["你好", "Hello"], TOKENIZER, block_size=4) for token in block.input_ids]
     assert TOKENIZER.decode(with_bos) == "<s>你好</s><s>Hello</s>"
+
+
+def test_a_last_block_of_one_token_is_left_out(plain_tokenizer: PreTrainedTokenizerFast) -> None:
+    num_tokens = len(plain_tokenizer("你好")["input_ids"]) + 1
+    blocks = pack_text(["你好"], plain_tokenizer, block_size=num_tokens - 1)
+    assert [len(block.input_ids) for block in blocks] == [num_tokens - 1]
+    assert pack_text([], plain_tokenizer, block_size=4) == []

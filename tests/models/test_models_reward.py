@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.conftest import Workshop
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 from transformers.utils import logging as transformers_logging
 
 import duiqi
@@ -78,8 +79,6 @@ def test_plain_peft_and_transformers_give_the_same_score(
 
 def test_a_fully_tuned_reward_model_loads_with_plain_transformers(workshop: Workshop, tmp_path: Path) -> None:
     duiqi.run("rm", **workshop.settings("rm", tmp_path / "rm", finetuning_type="full", max_steps=2))
-    from transformers import AutoModelForSequenceClassification
-
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
     assert theirs.config.num_labels == 1
     ours = StandaloneReward(duiqi.load_reward_model(str(tmp_path / "rm")))
@@ -92,6 +91,46 @@ def test_a_fully_tuned_reward_model_loads_with_plain_transformers(workshop: Work
 def test_a_policy_is_refused_as_reward_model(workshop: Workshop) -> None:
     with pytest.raises(ModelError, match="not a reward model"):
         duiqi.load_reward_model(workshop.sft)
+
+
+def test_a_language_model_is_refused_as_reward_model(workshop: Workshop) -> None:
+    with pytest.raises(ModelError, match=r"score\.weight is missing[^>]*\n  -> give the output_dir of a"):
+        duiqi.load_reward_model(workshop.base)
+
+
+def test_a_classifier_with_two_labels_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(workshop.base)
+    tokenizer.save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(workshop.base, num_labels=2)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"score\.weight has shape \(2, 32\) in its files, expected \(1, 32\)"):
+        duiqi.load_reward_model(str(tmp_path))
+
+
+def test_a_classifier_without_a_linear_score_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    AutoTokenizer.from_pretrained(workshop.base).save_pretrained(tmp_path)
+    config = BertConfig(
+        vocab_size=500, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_labels=1
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="BertForSequenceClassification keeps its score elsewhere"):
+        duiqi.load_reward_model(str(tmp_path))
+
+
+def test_a_damaged_base_is_refused_with_its_place(workshop: Workshop, tmp_path: Path) -> None:
+    shutil.copytree(workshop.base, tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ModelError, match="cannot be loaded as a reward model"):
+        duiqi.load_reward_model(str(tmp_path / "base"))
+    with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
+        duiqi.load_model(str(tmp_path / "base"))
+
+
+def test_in_half_precision_it_is_still_a_module_that_can_be_called(workshop: Workshop, rows: list[list[int]]) -> None:
+    network = duiqi.load_reward_model(workshop.rm, dtype="bfloat16")
+    logits = network(input_ids=torch.tensor(rows[:1])).logits
+    assert logits.item() == pytest.approx(score_token_rows(StandaloneReward(network), rows[:1]).item(), abs=1e-3)
 
 
 def test_loading_says_nothing(workshop: Workshop, capfd: pytest.CaptureFixture[str]) -> None:

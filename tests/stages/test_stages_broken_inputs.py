@@ -123,6 +123,10 @@ def adapter_of_another_base(bench: Bench) -> None:
     bench.settings["model_name_or_path"] = str(other)
 
 
+def reward_model_as_policy(bench: Bench) -> None:
+    bench.settings["adapter_name_or_path"] = bench.shop.rm
+
+
 def missing_adapter(bench: Bench) -> None:
     bench.settings["adapter_name_or_path"] = str(bench.root / "no-adapter")
 
@@ -186,6 +190,7 @@ BROKEN: list[tuple[Break, str, str]] = [
     (missing_base, "no-model", "there is no such directory"),
     (not_a_model, "folder", "give a model directory"),
     (adapter_of_another_base, "sft", "was trained on"),
+    (reward_model_as_policy, "rm", "start from an sft run"),
     (missing_adapter, "no-adapter", "give the output_dir of a finished run"),
     (damaged_adapter, "damaged", "copy the adapter again"),
     (unknown_lora_target, "lora_target", "q_proj"),

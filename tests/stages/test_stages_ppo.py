@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,23 @@ def test_a_function_and_a_reward_model_mix_with_their_weights(workshop: Workshop
     duiqi.run("ppo", **workshop.settings("ppo", out, reward_model=f"{workshop.rm},{file}:shorter@0.5", max_steps=1))
     line = next(line for line in lines(out / "metrics.jsonl") if line["step"] == 1 and "score" in line)
     assert line["score"] == pytest.approx(line["score/rm"] + 0.5 * line["score/shorter"], rel=1e-5)
+
+
+def test_two_reward_models_of_the_same_name_both_count(workshop: Workshop, tmp_path: Path) -> None:
+    other = tmp_path / "v1.5" / "rm"
+    duiqi.run("rm", **workshop.settings("rm", other, max_steps=2, seed=7))
+    cast = open_cast(workshop, tmp_path / "ppo", reward_model=f"{workshop.rm},{other},{other}@0.5")
+    scored = cast.scorer.score(cast.answer([0, 1], step=1).candidates)
+    assert set(scored.parts) == {"rm", "rm_2", "rm_3"}
+    assert not torch.equal(scored.parts["rm"], scored.parts["rm_2"])
+    assert torch.allclose(scored.total, scored.parts["rm"] + 1.5 * scored.parts["rm_2"])
+
+
+def test_a_dot_in_the_name_of_a_second_reward_model_is_no_matter(workshop: Workshop, tmp_path: Path) -> None:
+    dotted = shutil.copytree(workshop.rm, tmp_path / "rm-1.5")
+    cast = open_cast(workshop, tmp_path / "ppo", reward_model=f"{workshop.rm},{dotted}")
+    scored = cast.scorer.score(cast.answer([0, 1], step=1).candidates)
+    assert torch.equal(scored.parts["rm"], scored.parts["rm-1.5"])
 
 
 def test_full_fine_tuning_keeps_a_frozen_copy_as_reference(workshop: Workshop, tmp_path: Path) -> None:

@@ -151,16 +151,11 @@ def pack_text(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, block
 
     A document begins with BOS where the tokenizer adds one. Every token is learned. A last block of one token is left
     out: with nothing before it, there is nothing to predict it from.
-
-    Raises:
-        DataError: There are no two tokens in all the documents.
     """
     stream: list[int] = []
     for text in texts:
         ids = tokenizer(text, verbose=False)["input_ids"]
         stream += ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
-    if len(stream) < 2:
-        raise DataError("the documents are empty", where="dataset", remedy="give rows with text")
     blocks = [stream[start : start + block_size] for start in range(0, len(stream) - 1, block_size)]
     return [EncodedSequence(block, [True] * len(block), prompt_length=0) for block in blocks]
 

@@ -14,8 +14,8 @@ SMALLEST = 1e-4
 def fingerprint(model: nn.Module) -> str:
     """Sixteen hex digits from the names, shapes and a few values of the parameters.
 
-    The values are rounded to bfloat16 and tiny ones to zero, so that the same weights loaded in another precision have
-    the same fingerprint. Take it before any adapter is attached.
+    The values are rounded to bfloat16 and tiny ones to zero, so that the same weights in float32 and bfloat16 have the
+    same fingerprint (in float16 only weights that were stored in half precision). Take it before adapters are attached.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):

@@ -149,17 +149,22 @@ def refuse_reward_model(where: Located, path: str) -> None:
         )
 
 
-def refuse_other_base(where: Located, path: str, *, found: str) -> None:
-    """Refuse an adapter whose base, with the fingerprint `found`, is not the one it was trained on.
+def refuse_other_base(where: Located, path: str, *, model: PreTrainedModel) -> None:
+    """Refuse an adapter that was not trained on `model`, its base as loaded just now.
+
+    A model in float16 is believed: its rounding is not a step on the way to bfloat16, in which fingerprints are taken.
 
     Raises:
-        ModelError: The card says another fingerprint.
+        ModelError: The card has the fingerprint of other weights.
     """
-    if where.adapter is not None and where.card is not None and where.card.base_fingerprint != found:
+    if where.adapter is None or where.card is None or model.dtype == torch.float16:
+        return
+    if where.card.base_fingerprint != fingerprint(model):
         raise ModelError(
             f"the adapter was trained on other weights than are now in {where.base}",
             where=path,
-            remedy="put back the weights of its base, or train the adapter again on these",
+            remedy="put back the weights of its base, or train again on these; if it was trained with dtype: float16, "
+            "load it with that",
         )
 
 
@@ -265,7 +270,7 @@ def load_model(
         where.base, device=chosen, dtype=choose_dtype(dtype, chosen), trust_remote_code=trust_remote_code
     )
     if where.adapter is not None:
-        refuse_other_base(where, path, found=fingerprint(model))
+        refuse_other_base(where, path, model=model)
         mount(model, "policy", read_adapter(where.adapter), trainable=False)
         model.to(chosen)
     return model.eval()

@@ -175,6 +175,7 @@ class Demo:
                         "answer": said.answers[i],
                         "score": round(float(scores[i]), 3),
                         "gold": round(gold[i], 3),
+                        "kl": round(said.kl[i], 3),
                         "length": len(said.rollouts[i].answer_ids),
                     }
                 )

@@ -116,7 +116,8 @@ def averages(comparisons: Sequence[Comparison]) -> Markup:
         "empty": {model: _mean(float(not a.answer.strip()) for a in found) for model, found in by_model.items()},
     }
     measured = {name: means for name, means in columns.items() if any(mean is not None for mean in means.values())}
-    head = element("tr", element("th", "mean over prompts"), [element("th", name, class_="n") for name in measured])
+    title = f"mean over these {len(comparisons)} prompts"
+    head = element("tr", element("th", title), [element("th", name, class_="n") for name in measured])
     rows = [
         element(
             "tr",

@@ -59,8 +59,8 @@ def open_speaker(
     tokenizer = load_tokenizer(where.leaf)
     chosen = choose_device(device)
     model = load_causal_lm(where.base, device=chosen, dtype=choose_dtype(dtype, chosen))
+    refuse_other_base(where, path, model=model)
     base = SharedBase(model, name=where.base)
-    refuse_other_base(where, path, found=base.fingerprint)
     if where.adapter is not None:
         base.seat_saved_adapter("policy", read_adapter(where.adapter), trainable=False)
     else:

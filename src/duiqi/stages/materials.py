@@ -48,12 +48,23 @@ class Start:
     """The card of the adapter, or of the base where that came from duiqi."""
 
 
-def find_start(settings: ModelSettings) -> Start:
+def find_start(settings: ModelSettings, *, role: str = "policy") -> Start:
     """Where the base and the first adapter lie; `model_name_or_path` may itself be a run.
 
     Raises:
-        ModelError: Nothing usable is there, or two adapters are named.
+        ModelError: Nothing usable is there, two adapters are named, or a policy would start from a reward model.
     """
+    start = _locate_start(settings)
+    if role == "policy" and start.card is not None and start.card.role == "reward":
+        raise ModelError(
+            "this is a reward model: it scores answers and cannot learn to give any",
+            where=str(start.adapter or start.base),
+            remedy="start from an sft run, or from the base",
+        )
+    return start
+
+
+def _locate_start(settings: ModelSettings) -> Start:
     located = locate(settings.model_name_or_path)
     if settings.adapter_name_or_path is None:
         return Start(located.base, located.adapter, located.card)
@@ -107,10 +118,12 @@ def make_base(
 def check_belongs(card: ModelCard, base: SharedBase, where: str) -> None:
     """Refuse an adapter that was trained on other base weights.
 
+    A base in float16 is believed: its rounding is not a step on the way to bfloat16, in which fingerprints are taken.
+
     Raises:
         ModelError: The fingerprints differ.
     """
-    if card.base_fingerprint != base.fingerprint:
+    if card.base_fingerprint != base.fingerprint and base.model.dtype != torch.float16:
         raise ModelError(
             f"the adapter was trained on {card.base}, whose weights are not those of {base.name}",
             where=where,

@@ -238,7 +238,7 @@ def evaluate(cast: Cast, journal: Run, step: int) -> dict[str, float]:
 
 def sequence_kl(cast: Cast, answered: Answered) -> Tensor:
     """Sampled KL of each answer against the reference, in nats: log-probability under policy minus under reference."""
-    experience = cast.measure(answered)
+    experience = with_trainer_log_probs(cast, cast.measure(answered))
     return ((experience.old_log_probs - experience.reference_log_probs) * experience.answer_mask).sum(dim=1).cpu()
 
 

@@ -42,7 +42,7 @@ HEAD_STD = 0.01
 
 def run(config: RewardModelConfig, journal: Run) -> StageResult:
     """Maximise the likelihood that the better answer wins (Bradley-Terry; Ouyang et al. 2022, equation 1)."""
-    start = find_start(config.model)
+    start = find_start(config.model, role="reward")
     rows = load_rows(config.data, "ranking", journal, seed=config.optimizer.seed)
     tokenizer = make_tokenizer(config.model, start)
     template = make_template(config.prompt, tokenizer, start.card)
