@@ -143,3 +143,15 @@ def test_functional_dropouts_are_disabled_too(workshop: Workshop) -> None:
     assert base.model.model.layers[0].self_attn.attention_dropout == 0.0
     assert base.model.model.layers[1].mlp.hidden_dropout == 0.0
     assert all(module.p == 0.0 for module in base.model.modules() if isinstance(module, torch.nn.Dropout))
+
+
+@pytest.mark.parametrize("kind", ["use_dora", "use_rslora"])
+def test_variants_of_lora_train_serve_as_reference_and_open_in_peft(
+    workshop: Workshop, tmp_path: Path, kind: str
+) -> None:
+    sft, ppo = tmp_path / "sft", tmp_path / "ppo"
+    duiqi.run("sft", **workshop.settings("sft", sft, max_steps=2, **{kind: True}))
+    duiqi.run("ppo", **workshop.settings("ppo", ppo, max_steps=1, adapter_name_or_path=str(sft)))
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(workshop.base), ppo).eval()
+    with torch.no_grad():
+        assert torch.allclose(duiqi.load_model(str(ppo))(input_ids=IDS).logits, theirs(input_ids=IDS).logits, atol=1e-5)
