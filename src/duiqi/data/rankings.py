@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from duiqi.data.batching import Batch, collate, split_micro_batches
+from duiqi.data.batching import Batch, collate
 from duiqi.data.encoding import EncodedRanking, EncodedSequence
 
 PairWeighting = Literal["prompt", "pair"]
@@ -83,7 +83,23 @@ def collate_rankings(
 
 
 def split_rankings(rankings: Sequence[EncodedRanking], rows: Sequence[int], *, max_rows: int) -> list[list[int]]:
-    """The rankings of one step in micro-batches of at most `max_rows`, those with the longest answers first."""
-    lengths = [len(r.prompt_ids) + max(map(len, r.answers)) for r in (rankings[row] for row in rows)]
-    micro_batches = split_micro_batches(range(len(rows)), lengths, max_rows=max_rows)
-    return [[rows[i] for i in picked] for picked in micro_batches]
+    """The rankings of one step in micro-batches, those with the longest answers first.
+
+    A micro-batch has at most 2 x `max_rows` answers, as `max_rows` pairs would have, unless a single ranking has more:
+    so a ranking of ten answers takes the place of five pairs.
+    """
+    longest_first = sorted(rows, key=lambda row: -_length(rankings[row]))
+    micro_batches: list[list[int]] = []
+    num_answers = 0
+    for row in longest_first:
+        count = len(rankings[row].answers)
+        if not micro_batches or num_answers + count > 2 * max_rows:
+            micro_batches.append([])
+            num_answers = 0
+        micro_batches[-1].append(row)
+        num_answers += count
+    return micro_batches
+
+
+def _length(ranking: EncodedRanking) -> int:
+    return len(ranking.prompt_ids) + max(map(len, ranking.answers))
