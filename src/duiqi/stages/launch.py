@@ -65,6 +65,7 @@ def run(stage: StageName, config: StageConfig, *, argv: Sequence[str] = (), view
             raise _stop(journal, str(accident), None) from accident
         if options.plot_loss:
             _draw_plots(journal)
+        journal.view.done([])
         return result
 
 
