@@ -117,7 +117,7 @@ class Demo:
             "pretrain": {"dataset": "pretrain", "output_dir": str(here / "base")},
             "sft": {"dataset": "sft"},
             "rm": {"dataset": "rm", "eval_dataset": "rm_heldout"},
-            "dpo": {"dataset": "rm", "eval_dataset": "rm_heldout", **from_sft},
+            "dpo": {"dataset": "rm", "eval_dataset": "rm_heldout@100", **from_sft},
             "ppo": {
                 "dataset": "ppo_prompts",
                 "eval_dataset": "heldout_prompts@64",
