@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,17 @@ class Workshop:
             "dataset_dir": self.data,
             "output_dir": str(output_dir),
             "cutoff_len": 160,
-            "per_device_train_batch_size": 4,
+            "dtype": "float32",
             "max_steps": 4,
             "logging_steps": 1,
             "learning_rate": 1e-3,
         }
+        rows = {"per_device_train_batch_size": 4}
         own: dict[str, dict[str, Any]] = {
-            "pretrain": {"dataset": "pretrain", "cutoff_len": 64},
-            "sft": {"dataset": "sft"},
-            "rm": {"dataset": "rm", "eval_dataset": "rm_heldout"},
-            "dpo": {"dataset": "rm", "eval_dataset": "rm_heldout", "adapter_name_or_path": self.sft},
+            "pretrain": {"dataset": "pretrain", "cutoff_len": 64, **rows},
+            "sft": {"dataset": "sft", **rows},
+            "rm": {"dataset": "rm", "eval_dataset": "rm_heldout", **rows},
+            "dpo": {"dataset": "rm", "eval_dataset": "rm_heldout", "adapter_name_or_path": self.sft, **rows},
             "ppo": {
                 "dataset": "ppo_prompts",
                 "eval_dataset": "heldout_prompts@4",
@@ -68,6 +70,14 @@ class Workshop:
             },
         }
         return {**common, **own[stage], **changes}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is remembered between runs is remembered within one test session only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -102,7 +102,7 @@ def test_cross_entropy_is_that_of_transformers_whole_and_in_micro_batches() -> N
     logits = noise(5, BATCH, LENGTH, VOCABULARY).requires_grad_()
     targets = torch.arange(BATCH * LENGTH).view(BATCH, LENGTH) % VOCABULARY
     losses = [
-        cross_entropy_loss(token_log_probs(logits[rows], targets[rows]), MASK[rows])
+        cross_entropy_loss(token_log_probs(logits[rows], targets[rows])[MASK[rows]])
         for rows in torch.arange(BATCH).split([1, 3])
     ]
     mean = torch.stack([loss.total for loss in losses]).sum() / torch.stack([loss.weight for loss in losses]).sum()

@@ -1,11 +1,11 @@
-"""Batches of rankings: every answer once, all pairs among them, micro-batches bounded by answers."""
+"""Batches of rankings: every answer once, its prompt once for all of them, all pairs among them."""
 
 from __future__ import annotations
 
 import pytest
 
 from duiqi.data.encoding import EncodedRanking
-from duiqi.data.rankings import collate_rankings, split_rankings
+from duiqi.data.rankings import collate_rankings
 
 
 def ranking(num_answers: int, length: int = 1) -> EncodedRanking:
@@ -14,8 +14,9 @@ def ranking(num_answers: int, length: int = 1) -> EncodedRanking:
 
 
 def test_four_answers_make_six_pairs_and_four_rows() -> None:
-    batch = collate_rankings([ranking(4)], margins=[0.0], sources=["a"], weighting="prompt", pad_token_id=0)
-    assert len(batch.sequences.input_ids) == 4
+    batch = collate_rankings([ranking(4)], margins=[0.0], sources=["a"], weighting="prompt")
+    assert len(batch.sequences) == 4
+    assert batch.sequences.num_tokens == 2 + 4 * 2  # a prompt of two tokens once, four answers of two
     assert list(zip(batch.better.tolist(), batch.worse.tolist(), strict=True)) == [
         (0, 1),
         (0, 2),
@@ -28,19 +29,8 @@ def test_four_answers_make_six_pairs_and_four_rows() -> None:
 
 
 def test_pairs_never_cross_rankings() -> None:
-    batch = collate_rankings(
-        [ranking(2), ranking(3)], margins=[0.5, 0.0], sources=["a", "b"], weighting="pair", pad_token_id=0
-    )
+    batch = collate_rankings([ranking(2), ranking(3)], margins=[0.5, 0.0], sources=["a", "b"], weighting="pair")
     assert list(zip(batch.better.tolist(), batch.worse.tolist(), strict=True)) == [(0, 1), (2, 3), (2, 4), (3, 4)]
     assert batch.weights.tolist() == [1.0] * 4
     assert batch.margins.tolist() == [0.5, 0.0, 0.0, 0.0]
     assert batch.sources == ("a", "b", "b", "b")
-
-
-def test_micro_batches_are_bounded_by_answers_and_lose_no_ranking() -> None:
-    rankings = [ranking(2), ranking(10), ranking(2, length=5), ranking(3), ranking(2)]
-    split = split_rankings(rankings, range(5), max_rows=2)
-    assert sorted(row for batch in split for row in batch) == [0, 1, 2, 3, 4]
-    assert split[0][0] == 2  # the longest first
-    counts = [sum(len(rankings[row].answers) for row in batch) for batch in split]
-    assert all(count <= 4 or len(batch) == 1 for count, batch in zip(counts, split, strict=True))

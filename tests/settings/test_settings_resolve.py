@@ -153,7 +153,7 @@ class TestRefusals:
                 "  -> remove it, or set eval_dataset or val_size",
             ),
             ("dpo", {"eval_steps": 5}, "eval_steps: has no effect with eval_dataset=null and val_size=0"),
-            ("sft", {"per_device_eval_batch_size": 5}, "has no effect with eval_dataset=null and val_size=0"),
+            ("sft", {"eval_steps": 5}, "has no effect with eval_dataset=null and val_size=0"),
             ("ppo", {"num_eval_samples": 5}, "has no effect with eval_dataset=null and val_size=0"),
             ("pretrain", {"train_from_scratch": True}, "set finetuning_type=full"),
             ("ppo", {"kl_horizon": 5.0}, "has no effect with kl_target=0\n  -> remove it, or set kl_target above 0"),
@@ -404,7 +404,7 @@ class TestKnownSettings:
 
     def test_names_are_unique_over_all_groups(self) -> None:
         classes = [value for name, value in vars(groups).items() if name.endswith("Settings")]
-        assert len(classes) == 16
+        assert len(classes) == 17
         names = [field.name for group in classes for field in fields(group)]
         assert len(names) == len(set(names))
 
@@ -420,7 +420,7 @@ class TestKnownSettings:
 
     def test_every_setting_is_read_somewhere(self) -> None:
         known = {setting.name for stage in STAGES for setting in known_settings(stage)}
-        assert len(known) == 94
+        assert len(known) == 95
         sources = [path for path in SOURCE.rglob("*.py") if path.parent.name != "settings"]
         read = {
             node.attr

@@ -321,4 +321,4 @@ def test_a_score_that_is_not_finite_is_named(
     with pytest.raises(GuardStop, match="scores: 8 of 8 numbers are nan or inf"):
         duiqi.run("ppo", **workshop.settings("ppo", tmp_path))
     kept = load_file(tmp_path / "anomaly" / "batch.safetensors")
-    assert {"input_ids", "old_log_probs"} <= set(kept)
+    assert {"prompts", "answers", "old_log_probs"} <= set(kept)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+NEVER = -1e30
+"""The logit of a token that cannot be drawn: its probability is exactly 0, and dividing it by any temperature leaves
+it finite. With -inf an entropy would be nan, because 0 times -inf is."""
+
+CHUNK_LOGITS = 2**23
+"""Logits that exist at a time: 32 MiB in float32."""
+SMALLEST_CHUNK = 32
+"""Positions computed together at least: fewer would read the whole head for next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +26,47 @@ class LogProbs:
 
     log_probs: Float[Tensor, " N"]
     entropy: Float[Tensor, " N"] | None
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """What turns hidden states into logits: a matrix, perhaps a bias, and what some architectures do after it."""
+
+    weight: Float[Tensor, "V H"]
+    bias: Float[Tensor, " V"] | None = None
+    scale: float = 1.0
+    """Multiplies the logits (Cohere's logit_scale, one over Granite's logits_scaling)."""
+    soft_cap: float | None = None
+    """Bends logits into (-cap, cap): cap tanh(logit / cap), as in Gemma 2."""
+
+    def __call__(self, hidden: Float[Tensor, "*N H"]) -> Float[Tensor, "*N V"]:
+        """Float32 logits."""
+        logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing in here learns."""
+        return not self.weight.requires_grad and (self.bias is None or not self.bias.requires_grad)
+
+
+@dataclass(frozen=True)
+class Ban:
+    """Tokens that cannot be drawn at some positions: the end of an answer before its shortest length."""
+
+    positions: Bool[Tensor, " N"]
+    token_ids: Int[Tensor, " S"]
+
+    def __getitem__(self, chunk: slice) -> Ban:
+        return replace(self, positions=self.positions[chunk])
+
+    def apply_(self, logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+        """The logits, changed in place, with the banned ones at `NEVER`."""
+        places = self.positions.nonzero()
+        logits[places, self.token_ids] = NEVER
+        return logits
 
 
 def token_log_probs(
@@ -42,39 +92,105 @@ def token_entropy(logits: Float[Tensor, "*N V"], *, temperature: float = 1.0) ->
     return scaled.logsumexp(-1) - (scaled.softmax(-1) * energy).sum(-1)
 
 
-def chunked_log_probs(
+def head_log_probs(
     hidden: Float[Tensor, "N H"],
     targets: Int[Tensor, " N"],
-    project: Callable[[Tensor], Tensor],
+    head: OutputHead,
     *,
     temperature: float = 1.0,
-    chunk_size: int = 1024,
     with_entropy: bool = False,
+    ban: Ban | None = None,
+    chunk_size: int | None = None,
 ) -> LogProbs:
     """Log-probabilities of the targets; the logits of at most `chunk_size` positions exist at a time.
 
-    Where there are several chunks, each one's logits are computed again in the backward pass, so memory does not grow
-    with N x V.
+    With a frozen head and no entropy the gradient is found in the same pass (`_OnePass`): two matrix products in all.
+    Otherwise each chunk's logits are computed again in the backward pass. Memory never grows with N x V.
 
     Args:
         hidden: The states that predict the targets.
         targets: One token per state.
-        project: The head: states to logits.
+        head: States to logits.
         temperature: Divides the logits.
-        chunk_size: Positions projected at once.
         with_entropy: Also return the entropies, differentiable.
+        ban: Tokens that could not be drawn.
+        chunk_size: Positions projected at once; by default as many as make `CHUNK_LOGITS` logits.
     """
+    size = chunk_size or max(SMALLEST_CHUNK, CHUNK_LOGITS // len(head.weight))
+    if not with_entropy and (head.is_frozen or not torch.is_grad_enabled()):
+        log_probs: Tensor = _OnePass.apply(hidden, targets, head, temperature, ban, size)  # type: ignore[no-untyped-call]
+        return LogProbs(log_probs, None)
 
-    def measure(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        logits = project(states)
+    def measure(states: Tensor, tokens: Tensor, banned: Ban | None) -> tuple[Tensor, Tensor]:
+        logits = head(states)
+        if banned is not None:
+            logits = banned.apply_(logits.clone())
         entropy = token_entropy(logits, temperature=temperature) if with_entropy else logits.new_zeros(0)
         return token_log_probs(logits, tokens, temperature=temperature), entropy
 
-    parts = []
-    for states, tokens in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True):
-        if torch.is_grad_enabled() and len(hidden) > chunk_size:
-            parts.append(checkpoint(measure, states, tokens, use_reentrant=False))
+    parts = [(torch.zeros(0, device=hidden.device), torch.zeros(0, device=hidden.device))]
+    for start in range(0, len(hidden), size):
+        chunk = slice(start, start + size)
+        given = hidden[chunk], targets[chunk], None if ban is None else ban[chunk]
+        if torch.is_grad_enabled() and len(hidden) > size:
+            parts.append(checkpoint(measure, *given, use_reentrant=False))
         else:
-            parts.append(measure(states, tokens))
+            parts.append(measure(*given))
     log_probs = torch.cat([part[0] for part in parts])
     return LogProbs(log_probs, torch.cat([part[1] for part in parts]) if with_entropy else None)
+
+
+class _OnePass(torch.autograd.Function):
+    """Log-probabilities whose gradient is made going forward.
+
+    d log p(y) / d h = (W[y] - p W) scale / temperature is one vector per position. Keeping it (N x H) instead of the
+    logits (N x V) is exact for every loss that is a function of these log-probabilities, and nothing of the
+    vocabulary's width outlives its chunk.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        head: OutputHead,
+        temperature: float,
+        ban: Ban | None,
+        chunk_size: int,
+    ) -> Tensor:
+        log_probs = torch.empty(len(hidden), device=hidden.device)
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        weight = head.weight
+        for start in range(0, len(hidden), chunk_size):
+            chunk = slice(start, start + chunk_size)
+            # Unless the product is float32 already, `float` copies: everything below may change it in place.
+            z = torch.nn.functional.linear(hidden[chunk].to(weight.dtype), weight, head.bias).float()
+            if head.scale != 1.0:
+                z.mul_(head.scale)
+            bend = None
+            if head.soft_cap is not None:
+                bent = z.div_(head.soft_cap).tanh_()
+                bend = 1.0 - bent.square() if slopes is not None else None
+                z = bent.mul_(head.soft_cap)
+            if ban is not None:
+                ban[chunk].apply_(z)
+            if temperature != 1.0:
+                z.div_(temperature)
+            tokens = targets[chunk].unsqueeze(-1)
+            highest = z.amax(-1, keepdim=True)
+            chosen = z.gather(-1, tokens) - highest
+            mass = z.sub_(highest).exp_().sum(-1, keepdim=True)
+            log_probs[chunk] = (chosen - mass.log()).squeeze(-1)
+            if slopes is not None:
+                pull = z.div_(mass.neg_())  # minus the probabilities
+                pull.scatter_add_(-1, tokens, torch.ones_like(chosen))
+                if bend is not None:
+                    pull.mul_(bend)
+                slopes[chunk] = (pull.to(weight.dtype) @ weight).mul_(head.scale / temperature)
+        ctx.save_for_backward(slopes)
+        return log_probs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        return (slopes * gradients[0].unsqueeze(-1)).to(slopes.dtype), None, None, None, None, None

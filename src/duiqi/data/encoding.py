@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from duiqi.data.templates import Segment, Template
 from duiqi.errors import DataError, SettingsError
+from duiqi.packing.batch import Family
 from duiqi.types import Example, Message
 
 if TYPE_CHECKING:
@@ -74,6 +75,11 @@ class EncodedSequence:
         """Whether anything was cut."""
         return self.prompt_truncated or self.answer_truncated
 
+    @property
+    def family(self) -> Family:
+        """For packing: a sequence of its own."""
+        return Family((), (self.input_ids,), (self.answer_mask,))
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
@@ -95,6 +101,11 @@ class EncodedRanking:
     answers_truncated: int
     answers_dropped: int
     """Answers that repeat a better one, from the start or after being cut."""
+
+    @property
+    def family(self) -> Family:
+        """For packing: the answers share the prompt."""
+        return Family(self.prompt_ids, self.answers)
 
     def sequence(self, index: int) -> EncodedSequence:
         """The prompt with one of its answers."""

@@ -14,10 +14,10 @@ from duiqi.models.adapters import read_adapter
 from duiqi.models.shared_base import SharedBase
 from duiqi.rollouts.decoder import Decoder
 from duiqi.rollouts.experience import Measuring, assemble
-from duiqi.rollouts.sampling import suppress_stops
 from duiqi.types import Message, Rollout, Sampling
 
 MAX_ROWS = 64
+MAX_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def answer_side_by_side(
     ids = [encode_prompt(template, tokenizer, messages=prompt) for prompt in prompts]
     measuring = Measuring(
         temperature=sampling.temperature or 1.0,
-        suppress=suppress_stops(template.stop_token_ids),
-        max_rows=MAX_ROWS,
+        stop_token_ids=tuple(template.stop_token_ids),
+        max_tokens=MAX_TOKENS,
     )
     found = []
     for label in labels:
@@ -83,7 +83,6 @@ def answer_side_by_side(
         experience = assemble(
             rollouts,
             range(len(rollouts)),
-            pad_token_id=int(tokenizer.pad_token_id),
             min_new_tokens=sampling.min_new_tokens,
             device=base.device,
         )

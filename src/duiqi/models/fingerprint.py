@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -26,4 +27,18 @@ def fingerprint(model: nn.Module) -> str:
         values = torch.where(values.abs() < SMALLEST, torch.zeros_like(values), values)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(values.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """Sixteen hex digits that change with every change of any weight that its sums in float64 can see.
+
+    Reads everything once, where the weights are; `fingerprint` reads a few values and forgives rounding.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        sums = torch.stack([weight.sum(dtype=torch.float64), weight.abs().sum(dtype=torch.float64)])
+        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+        digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -200,7 +200,7 @@ def load_causal_lm(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str = "auto",
     trust_remote_code: bool = False,
     from_scratch: bool = False,
 ) -> PreTrainedModel:
@@ -210,19 +210,20 @@ def load_causal_lm(
         ModelError: Nothing loadable is there, or weights are missing.
     """
     remedy = "give a directory with config.json and all weights, or the name of a model on the hub"
+    attention = None if attn_implementation == "auto" else attn_implementation
     model: PreTrainedModel
     with refusing("cannot be loaded as a causal language model", where=path, remedy=remedy):
         if from_scratch:
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
             model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+                config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
             )
             info: Mapping[str, Any] = {"missing_keys": (), "mismatched_keys": ()}
         else:
             model, info = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=dtype,
-                attn_implementation=attn_implementation,
+                attn_implementation=attention,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, with the weight's name

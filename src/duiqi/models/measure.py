@@ -2,90 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from duiqi.algorithms.log_probs import chunked_log_probs
+from duiqi.algorithms.log_probs import Ban, head_log_probs
 from duiqi.models.shared_base import SharedBase
-
-Project = Callable[[Tensor], Tensor]
-"""Hidden states N x H to logits N x V."""
+from duiqi.packing.batch import PackedBatch
 
 
 @dataclass(frozen=True)
 class AnswerMeasure:
-    """Per-token quantities of a batch, at the position of the token they belong to; zero outside the answers."""
+    """Per-token quantities of a batch, one for each of its N learned tokens in their order."""
 
-    log_probs: Float[Tensor, "B T"]
-    entropy: Float[Tensor, "B T"] | None
-    values: Float[Tensor, "B T"] | None
-    """Value estimated before each answer token."""
+    log_probs: Float[Tensor, " N"]
+    entropy: Float[Tensor, " N"] | None
+    values: Float[Tensor, " N"] | None
+    """Value estimated before each token."""
 
 
 def measure_answers(
     base: SharedBase,
-    input_ids: Int[Tensor, "B T"],
-    attention_mask: Bool[Tensor, "B T"],
-    answer_mask: Bool[Tensor, "B T"],
+    batch: PackedBatch,
     *,
     temperature: float = 1.0,
     with_entropy: bool = False,
     with_values: bool = False,
-    suppressed: Bool[Tensor, "B T"] | None = None,
-    suppress: Callable[[Tensor], Tensor] | None = None,
-    chunk_size: int = 1024,
+    ban: Ban | None = None,
 ) -> AnswerMeasure:
-    """Log-probability of every answer token under the active role, from one pass of the trunk.
-
-    The head runs at answer positions only, `chunk_size` positions at a time.
+    """Log-probability of every learned token under the active role, from one pass of the trunk.
 
     Args:
         base: The shared base, with the role to measure made active by the caller.
-        input_ids: Right-padded rows.
-        attention_mask: True at real tokens.
-        answer_mask: True at the tokens to measure; never at position 0.
+        batch: On the device of the base.
         temperature: Divides the logits.
         with_entropy: Also the entropy of each token's distribution.
         with_values: Also the value head's estimates, from the same hidden states.
-        suppressed: True at answer tokens whose logits `suppress` changes first (no end token yet).
-        suppress: Logits to logits, as the sampler did.
+        ban: Tokens that could not be drawn, over the learned tokens.
     """
-    hidden = base.hidden_states(input_ids, attention_mask)
-    rows, columns = answer_mask.nonzero(as_tuple=True)
-    before = hidden[rows, columns - 1]
-    targets = input_ids[rows, columns]
-    log_probs = torch.zeros(input_ids.shape, device=input_ids.device)
-    entropy = torch.zeros_like(log_probs) if with_entropy else None
-
-    def fill(picked: Tensor, project: Project) -> None:
-        nonlocal log_probs, entropy
-        got = chunked_log_probs(
-            before[picked],
-            targets[picked],
-            project,
-            temperature=temperature,
-            chunk_size=chunk_size,
-            with_entropy=with_entropy,
-        )
-        at = (rows[picked], columns[picked])
-        log_probs = log_probs.index_put(at, got.log_probs)
-        if entropy is not None and got.entropy is not None:
-            entropy = entropy.index_put(at, got.entropy)
-
-    if suppressed is None or suppress is None:
-        fill(torch.arange(len(rows), device=rows.device), base.logits)
-    else:
-        changed = suppressed[rows, columns]
-        fill((~changed).nonzero().squeeze(1), base.logits)
-        fill(changed.nonzero().squeeze(1), lambda states: suppress(base.logits(states)))
-
+    before = base.read(batch).before
+    found = head_log_probs(
+        before, batch.targets, base.output_head(), temperature=temperature, with_entropy=with_entropy, ban=ban
+    )
     values = None
     if with_values:
-        estimates = base.values(before)
-        assert estimates is not None, "no value head"
-        values = torch.zeros_like(log_probs).index_put((rows, columns), estimates)
-    return AnswerMeasure(log_probs=log_probs, entropy=entropy, values=values)
+        values = base.values(before)
+        assert values is not None, "no value head"
+    return AnswerMeasure(log_probs=found.log_probs, entropy=found.entropy, values=values)
+
+
+def measure_values(base: SharedBase, batch: PackedBatch) -> Float[Tensor, " N"]:
+    """The value estimated before every learned token, under the active role, which must have a value head."""
+    values = base.values(base.read(batch).before)
+    assert values is not None, "no value head"
+    return values
+
+
+def measure_scores(base: SharedBase, batch: PackedBatch, role: str) -> Float[Tensor, " B"]:
+    """What the head of `role` says at the end of every sequence, under the active role."""
+    scores: Tensor = base.heads[role](base.read(batch).last)
+    return scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +23,10 @@ from duiqi.models.loading import (
     refuse_incomplete,
     refusing,
 )
+from duiqi.models.measure import measure_scores
 from duiqi.models.shared_base import SharedBase, last_token
-
-ScoreRows = Callable[[Tensor, Tensor], Tensor]
-"""Token ids B x T and their attention mask to scores B."""
+from duiqi.packing.batch import Family, pack
+from duiqi.packing.budget import deal
 
 WHAT_TO_GIVE = "give the output_dir of a `duiqi rm` run, or a sequence classifier with one label"
 
@@ -38,15 +38,16 @@ class SharedReward:
     base: SharedBase
     role: str = "reward"
 
-    def __call__(self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
+    def score(self, families: Sequence[Family], *, max_tokens: int = 8192) -> Float[Tensor, " B"]:
+        """The score of every answer in order, on the CPU in float32; answers to one prompt share its computation."""
+        ends = torch.tensor([len(family.answers) for family in families]).cumsum(0).tolist()
+        scores = torch.zeros(ends[-1])
         with self.base.acting(self.role):
-            hidden = self.base.hidden_states(input_ids, attention_mask)
-            scores: Tensor = self.base.heads[self.role](last_token(hidden, attention_mask))
-            return scores
-
-    @property
-    def device(self) -> torch.device:
-        return self.base.device
+            for picked in deal(families, max_tokens=max_tokens, packed=self.base.layout.is_packed):
+                rows = [row for i in picked for row in range(ends[i] - len(families[i].answers), ends[i])]
+                batch = pack([families[i] for i in picked]).to(self.base.device)
+                scores[rows] = measure_scores(self.base, batch, self.role).float().cpu()
+        return scores
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class StandaloneReward:
 
 
 def score_token_rows(
-    reward: SharedReward | StandaloneReward, rows: Sequence[Sequence[int]], *, batch_size: int = 32
+    reward: StandaloneReward, rows: Sequence[Sequence[int]], *, batch_size: int = 32
 ) -> Float[Tensor, " B"]:
     """Scores of token rows, in batches of similar length; order kept, on the CPU in float32."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from duiqi.algorithms.log_probs import OutputHead
 from duiqi.errors import ModelError
 from duiqi.models.adapters import (
     LoRASpec,
@@ -29,8 +30,11 @@ from duiqi.models.adapters import (
     lora_config,
     mount,
 )
-from duiqi.models.fingerprint import fingerprint
+from duiqi.models.fingerprint import fingerprint, weights_digest
 from duiqi.models.heads import ScalarHead
+from duiqi.models.layout import find_layout, trunk_of, unslimmed
+from duiqi.models.tree_attention import TreeMask
+from duiqi.packing.batch import PackedBatch
 
 FUNCTIONAL_DROPOUTS = frozenset(
     {"dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "attn_dropout"}
@@ -65,6 +69,8 @@ class SharedBase:
         model.requires_grad_(False)
         model.eval()
         _check_head_splits(model)
+        self.layout = find_layout(model)
+        """How batches are computed on this architecture."""
         self._seats: dict[str, Seat] = {}
         self._active = Seat(model)
 
@@ -122,6 +128,7 @@ class SharedBase:
     def seat_full(self, role: str) -> None:
         """Let `role` be the base itself, every weight of it trainable."""
         self.model.requires_grad_(True)
+        self.layout = unslimmed(self.layout, self.model)
         self._seats[role] = Seat(self.model)
 
     def seat_frozen_copy(self, role: str) -> None:
@@ -184,6 +191,16 @@ class SharedBase:
             return dict(seat.network.named_parameters())
         return adapter_parameters(seat.network, seat.adapter)
 
+    def role_fingerprint(self, role: str) -> str:
+        """What a role's outputs depend on, in hex digits: the weights of its network and of its adapter."""
+        seat = self.seat(role)
+        own = {} if seat.adapter is None else adapter_parameters(seat.network, seat.adapter)
+        base = {name: p for name, p in seat.network.named_parameters() if "lora_" not in name}
+        adapter = {name.replace(f".{seat.adapter}.", "."): p for name, p in own.items()}
+        plain = {name.replace(".base_layer.", "."): p for name, p in base.items()}
+        shape = "" if seat.config is None else f"{seat.config.lora_alpha}{seat.config.use_rslora}{seat.config.use_dora}"
+        return f"{weights_digest(plain)}-{weights_digest(adapter)}-{shape}"
+
     def prepare_training(self, *, gradient_checkpointing: bool) -> None:
         """Put the base into training mode, dropout on; checkpointing computes activations again backwards."""
         if gradient_checkpointing:
@@ -231,7 +248,7 @@ class SharedBase:
         use_cache: bool = False,
     ) -> tuple[Float[Tensor, "B T H"], Cache | None]:
         """Last hidden states (after the final norm) of the active role, and the cache if asked for."""
-        output = _trunk_of(self._active.network)(
+        output = trunk_of(self._active.network)(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -242,7 +259,7 @@ class SharedBase:
 
     def logits(self, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """Float32 logits of the active role's head."""
-        return _project(self._active.network, hidden)
+        return self.output_head()(hidden)
 
     def values(self, hidden: Float[Tensor, "*N H"]) -> Float[Tensor, "*N"] | None:
         """The value head's estimates, or None where the active role is not the critic."""
@@ -251,16 +268,43 @@ class SharedBase:
         estimates: Tensor = self.heads["value"](hidden)
         return estimates
 
-    def hidden_states(
-        self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]
-    ) -> Float[Tensor, "B T H"]:
-        """Hidden states of padded rows under the active role; padding may be on either side."""
-        if bool(attention_mask.all()):
-            return self.trunk(input_ids)[0]
-        mask = attention_mask.long()
-        left_padded = not bool(attention_mask[:, 0].all())
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0) if left_padded else None
-        return self.trunk(input_ids, attention_mask=mask, position_ids=positions)[0]
+    def output_head(self) -> OutputHead:
+        """What turns the active role's hidden states into logits."""
+        return output_head_of(self._active.network)
+
+    def read(self, batch: PackedBatch) -> Reading:
+        """One pass of the active role over a batch: packed where the architecture allows it, else padded rows."""
+        if self.layout.is_packed:
+            tree = TreeMask.carrying(batch.tree, device=self.device, dtype=self.model.dtype)
+            hidden, _ = self.trunk(
+                batch.input_ids.unsqueeze(0), attention_mask=tree, position_ids=batch.positions.unsqueeze(0)
+            )
+            return Reading(hidden[0], batch.before, batch.last)
+        input_ids, mask = batch.padded()
+        hidden, _ = self.trunk(input_ids, attention_mask=None if bool(mask.all()) else mask.long())
+        width = input_ids.shape[1]
+        last = torch.arange(len(batch), device=self.device) * width + mask.sum(dim=1) - 1
+        before = batch.rows * width + batch.positions[batch.before]
+        return Reading(hidden.flatten(0, 1), before, last)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Hidden states of a batch, and where in them the stages look."""
+
+    hidden: Float[Tensor, "M H"]
+    _before: Int[Tensor, " N"]
+    _last: Int[Tensor, " B"]
+
+    @property
+    def before(self) -> Float[Tensor, "N H"]:
+        """The states that predict the learned tokens."""
+        return self.hidden[self._before]
+
+    @property
+    def last(self) -> Float[Tensor, "B H"]:
+        """The state at the end of every sequence."""
+        return self.hidden[self._last]
 
 
 def last_token(hidden: Float[Tensor, "B T H"], attention_mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B H"]:
@@ -270,23 +314,14 @@ def last_token(hidden: Float[Tensor, "B T H"], attention_mask: Bool[Tensor, "B T
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
-def _trunk_of(network: PreTrainedModel) -> nn.Module:
-    decoder: nn.Module = network.get_decoder()
-    inner: nn.Module = getattr(network, network.base_model_prefix)
-    return inner if decoder is network else decoder
-
-
-def _project(network: PreTrainedModel, hidden: Tensor) -> Tensor:
-    head = network.get_output_embeddings()
-    logits: Tensor = head(hidden.to(head.weight.dtype)).float()
-    config = network.config
-    if scale := getattr(config, "logit_scale", None):  # Cohere
-        logits = logits * scale
+def output_head_of(network: PreTrainedModel) -> OutputHead:
+    """The output head of a network, with what its architecture does to the logits."""
+    head, config = network.get_output_embeddings(), network.config
+    scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
     if divisor := getattr(config, "logits_scaling", None):  # Granite
-        logits = logits / divisor
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
-        logits = cap * torch.tanh(logits / cap)
-    return logits
+        scale /= float(divisor)
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    return OutputHead(head.weight, getattr(head, "bias", None), scale=scale, soft_cap=cap or None)
 
 
 @torch.no_grad()
@@ -294,7 +329,7 @@ def _check_head_splits(model: PreTrainedModel) -> None:
     """Assert once that trunk and head, called apart, give the model's own logits."""
     ids = torch.arange(4, device=next(model.parameters()).device).unsqueeze(0)
     whole = model(input_ids=ids, use_cache=False).logits.float()
-    split = _project(model, _trunk_of(model)(input_ids=ids, use_cache=False).last_hidden_state)
+    split = output_head_of(model)(trunk_of(model)(input_ids=ids, use_cache=False).last_hidden_state)
     if not torch.allclose(whole, split, rtol=1e-2, atol=1e-2):
         raise ModelError(
             f"{type(model).__name__} does something unknown between its last hidden state and its logits",

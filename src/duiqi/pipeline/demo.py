@@ -24,8 +24,9 @@ from duiqi.journal.files import atomic_write_json, writing
 from duiqi.journal.terminal import View, make_view
 from duiqi.models.adapters import read_adapter
 from duiqi.models.loading import choose_device, load_causal_lm, load_tokenizer
-from duiqi.models.reward import SharedReward, score_token_rows
+from duiqi.models.reward import SharedReward
 from duiqi.models.shared_base import SharedBase
+from duiqi.packing.batch import Family
 from duiqi.pipeline.demo_recipes import RECIPES, Sizes
 from duiqi.playground.files import write_world
 from duiqi.playground.gold import score_gold
@@ -166,7 +167,7 @@ class Demo:
         shown = range(min(SHOWN_PROMPTS, len(prompts)))
         rows: list[dict[str, Any]] = [{"prompt": readable(prompts[i]), "answers": []} for i in shown]
         for said in found:
-            scores = score_token_rows(reward, [r.prompt_ids + r.answer_ids for r in said.rollouts[: len(shown)]])
+            scores = reward.score([Family(r.prompt_ids, [r.answer_ids]) for r in said.rollouts[: len(shown)]])
             gold = score_gold(prompts[: len(shown)], said.answers[: len(shown)])
             for i in shown:
                 rows[i]["answers"].append(

@@ -32,7 +32,6 @@ RECIPES: dict[StageName, dict[str, Any]] = {
         "lora_rank": 16,
         "cutoff_len": 160,
         "per_device_train_batch_size": 32,
-        "per_device_eval_batch_size": 64,
         "learning_rate": 1e-3,
         "max_steps": 90,
         "logging_steps": 5,
@@ -40,7 +39,6 @@ RECIPES: dict[StageName, dict[str, Any]] = {
     "dpo": {
         "cutoff_len": 160,
         "per_device_train_batch_size": 32,
-        "per_device_eval_batch_size": 64,
         "learning_rate": 7e-4,
         "max_steps": 60,
         "logging_steps": 5,
@@ -50,7 +48,6 @@ RECIPES: dict[StageName, dict[str, Any]] = {
         "max_new_tokens": 40,
         "rollout_batch_size": 64,
         "mini_batch_size": 32,
-        "per_device_train_batch_size": 32,
         "ppo_epochs": 1,
         "init_kl_coef": 0.2,
         "learning_rate": 1e-3,

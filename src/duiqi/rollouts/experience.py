@@ -1,96 +1,133 @@
-"""A batch of rollouts as tensors: what PPO measures on it, and the mini-batches it is learned from."""
+"""Rollouts as tensors: what was sampled, what is measured on it, and the mini-batches it is learned from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from duiqi.models.measure import AnswerMeasure, measure_answers
+from duiqi.algorithms.log_probs import Ban
+from duiqi.models.measure import measure_answers, measure_values
 from duiqi.models.shared_base import SharedBase
+from duiqi.packing.batch import Family, PackedBatch, pack, share_prompts
+from duiqi.packing.budget import deal
 from duiqi.types import Rollout
+
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Experience:
-    """B rollouts, right-padded to T tokens. Per-token quantities stand at the token they belong to."""
+    """B rollouts. Per-token quantities stand at the answer's tokens, B x A, filled up on the right."""
 
-    input_ids: Int[Tensor, "B T"]
-    attention_mask: Bool[Tensor, "B T"]
-    answer_mask: Bool[Tensor, "B T"]
+    prompts: tuple[Ids, ...]
+    answers: tuple[Ids, ...]
+    answer_mask: Bool[Tensor, "B A"]
     """True at every answer token, the end token included."""
-    suppressed: Bool[Tensor, "B T"]
+    suppressed: Bool[Tensor, "B A"]
     """True at answer tokens drawn before the end token was allowed."""
     finished: Bool[Tensor, " B"]
     groups: Int[Tensor, " B"]
-    """Which rollouts share a prompt."""
-    old_log_probs: Float[Tensor, "B T"]
-    reference_log_probs: Float[Tensor, "B T"]
-    values: Float[Tensor, "B T"]
-    rewards: Float[Tensor, "B T"]
-    advantages: Float[Tensor, "B T"]
-    returns: Float[Tensor, "B T"]
+    """Which rollouts share a prompt; they stand side by side."""
+    old_log_probs: Float[Tensor, "B A"]
+    reference_log_probs: Float[Tensor, "B A"]
+    values: Float[Tensor, "B A"]
+    rewards: Float[Tensor, "B A"]
+    advantages: Float[Tensor, "B A"]
+    returns: Float[Tensor, "B A"]
     scores: Float[Tensor, " B"]
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return len(self.answers)
 
     @property
-    def lengths(self) -> Int[Tensor, " B"]:
-        return self.attention_mask.sum(dim=1)
+    def num_tokens(self) -> int:
+        """Tokens of all prompts and answers, a prompt counted with each of its answers."""
+        return sum(map(len, self.prompts)) + sum(map(len, self.answers))
 
-    def select(self, rows: Tensor) -> Experience:
-        """These rows only, cut to the longest of them."""
-        width = int(self.lengths[rows].max())
-        picked = {f.name: getattr(self, f.name)[rows] for f in fields(self)}
-        return replace(self, **{name: v[:, :width] if v.ndim == 2 else v for name, v in picked.items()})
+    @property
+    def device(self) -> torch.device:
+        return self.answer_mask.device
 
-    def split(self, max_rows: int) -> Iterator[Experience]:
-        """Micro-batches of at most `max_rows` rows of similar length (sums do not depend on the split)."""
-        for rows in self.lengths.argsort(descending=True, stable=True).split(max_rows):
-            yield self.select(rows)
+    @cached_property
+    def families(self) -> list[Family]:
+        """For packing: answers to the same prompt share it."""
+        return share_prompts(self.prompts, self.answers)
+
+    @cached_property
+    def packed(self) -> PackedBatch:
+        """All rollouts in one row; their learned tokens are the answers', in the order of `answer_mask`."""
+        return pack(self.families).to(self.device)
+
+    def select(self, rows: Sequence[int]) -> Experience:
+        """These rows only, cut to the longest answer among them."""
+        index = torch.tensor(rows, device=self.device)
+        width = max(len(self.answers[row]) for row in rows)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("prompts", "answers")}
+        picked = {name: value[index] for name, value in tensors.items()}
+        return replace(
+            self,
+            prompts=tuple(self.prompts[row] for row in rows),
+            answers=tuple(self.answers[row] for row in rows),
+            **{name: v[:, :width] if v.ndim == 2 else v for name, v in picked.items()},
+        )
+
+    def divided(self, max_tokens: int, *, packed: bool) -> Iterator[list[int]]:
+        """Rows of micro-batches of at most so many tokens; answers to one prompt stay together."""
+        ends = torch.tensor([len(family.answers) for family in self.families]).cumsum(0).tolist()
+        for picked in deal(self.families, max_tokens=max_tokens, packed=packed):
+            yield [row for i in picked for row in range(ends[i] - len(self.families[i].answers), ends[i])]
+
+    def matrix(self, values: Float[Tensor, " N"]) -> Float[Tensor, "B A"]:
+        """Numbers of all answer tokens at their places; zero elsewhere."""
+        return torch.zeros_like(self.old_log_probs).masked_scatter(self.answer_mask, values)
 
 
 def assemble(
-    rollouts: Sequence[Rollout], groups: Sequence[int], *, pad_token_id: int, min_new_tokens: int, device: torch.device
+    rollouts: Sequence[Rollout], groups: Sequence[int], *, min_new_tokens: int, device: torch.device
 ) -> Experience:
-    """Rollouts as right-padded tensors; what is not known yet is zero.
+    """Rollouts as tensors; what is not known yet is zero.
 
     Values are the sampler's where it captured them.
     """
-    rows, width = len(rollouts), max(len(r.prompt_ids) + len(r.answer_ids) for r in rollouts)
-    ids = torch.full((rows, width), pad_token_id, dtype=torch.long)
-    attention, answers, suppressed = (torch.zeros(rows, width, dtype=torch.bool) for _ in range(3))
+    rows, width = len(rollouts), max(len(r.answer_ids) for r in rollouts)
+    lengths = torch.tensor([len(r.answer_ids) for r in rollouts])
+    places = torch.arange(width)
+    mask = places < lengths.unsqueeze(1)
     log_probs, values = torch.zeros(rows, width), torch.zeros(rows, width)
     for i, rollout in enumerate(rollouts):
-        start, end = len(rollout.prompt_ids), len(rollout.prompt_ids) + len(rollout.answer_ids)
-        ids[i, :end] = torch.tensor(rollout.prompt_ids + rollout.answer_ids)
-        attention[i, :end] = True
-        answers[i, start:end] = True
-        suppressed[i, start : min(end, start + min_new_tokens)] = True
-        log_probs[i, start:end] = torch.tensor(rollout.log_probs)
+        log_probs[i, : lengths[i]] = torch.tensor(rollout.log_probs)
         if rollout.values:
-            values[i, start:end] = torch.tensor(rollout.values)
-    zeros = torch.zeros(rows, width)
-    experience = Experience(
-        input_ids=ids,
-        attention_mask=attention,
-        answer_mask=answers,
-        suppressed=suppressed,
-        finished=torch.tensor([r.finished for r in rollouts]),
-        groups=torch.tensor(groups),
-        old_log_probs=log_probs,
+            values[i, : lengths[i]] = torch.tensor(rollout.values)
+    zeros = torch.zeros(rows, width, device=device)
+    return Experience(
+        prompts=tuple(r.prompt_ids for r in rollouts),
+        answers=tuple(r.answer_ids for r in rollouts),
+        answer_mask=mask.to(device),
+        suppressed=(mask & (places < min_new_tokens)).to(device),
+        finished=torch.tensor([r.finished for r in rollouts], device=device),
+        groups=torch.tensor(groups, device=device),
+        old_log_probs=log_probs.to(device),
         reference_log_probs=zeros,
-        values=values,
+        values=values.to(device),
         rewards=zeros,
         advantages=zeros,
         returns=zeros,
-        scores=torch.zeros(rows),
+        scores=torch.zeros(rows, device=device),
     )
-    return replace(experience, **{f.name: getattr(experience, f.name).to(device) for f in fields(experience)})
+
+
+@dataclass(frozen=True)
+class AnswerMatrices:
+    """What was measured on the answers of an experience; zero outside them."""
+
+    log_probs: Float[Tensor, "B A"]
+    entropy: Float[Tensor, "B A"] | None
+    values: Float[Tensor, "B A"] | None
 
 
 @dataclass(frozen=True)
@@ -98,55 +135,49 @@ class Measuring:
     """How rollouts are measured again: exactly as they were sampled."""
 
     temperature: float
-    suppress: Callable[[Tensor], Tensor]
-    """Logits to logits without the end tokens."""
-    max_rows: int
+    stop_token_ids: tuple[int, ...]
+    """What could not be drawn where `Experience.suppressed` is True."""
+    max_tokens: int
+    """Tokens computed at once without gradient."""
 
     def answers(
         self, base: SharedBase, batch: Experience, *, with_entropy: bool = False, with_values: bool = False
-    ) -> AnswerMeasure:
+    ) -> AnswerMatrices:
         """One pass over a micro-batch under the active role."""
-        return measure_answers(
+        found = measure_answers(
             base,
-            batch.input_ids,
-            batch.attention_mask,
-            batch.answer_mask,
+            batch.packed,
             temperature=self.temperature,
             with_entropy=with_entropy,
             with_values=with_values,
-            suppressed=batch.suppressed,
-            suppress=self.suppress,
+            ban=self._ban(batch),
+        )
+        return AnswerMatrices(
+            log_probs=batch.matrix(found.log_probs),
+            entropy=None if found.entropy is None else batch.matrix(found.entropy),
+            values=None if found.values is None else batch.matrix(found.values),
         )
 
-    def log_probs(self, base: SharedBase, experience: Experience, role: str) -> Float[Tensor, "B T"]:
+    def _ban(self, batch: Experience) -> Ban | None:
+        if not self.stop_token_ids:
+            return None
+        stops = torch.tensor(self.stop_token_ids, device=batch.device)
+        return Ban(batch.suppressed[batch.answer_mask], stops)
+
+    def log_probs(self, base: SharedBase, experience: Experience, role: str) -> Float[Tensor, "B A"]:
         """Log-probabilities of all answers under `role`, without gradient."""
         return self._gather(base, experience, role, lambda batch: self.answers(base, batch).log_probs)
 
-    def values(self, base: SharedBase, experience: Experience, role: str) -> Float[Tensor, "B T"]:
+    def values(self, base: SharedBase, experience: Experience, role: str) -> Float[Tensor, "B A"]:
         """Values of all answer tokens under `role`, without gradient."""
-
-        def estimate(batch: Experience) -> Tensor:
-            hidden = base.hidden_states(batch.input_ids, batch.attention_mask)
-            return answer_values(base, hidden, batch.answer_mask)
-
-        return self._gather(base, experience, role, estimate)
+        return self._gather(base, experience, role, lambda batch: batch.matrix(measure_values(base, batch.packed)))
 
     def _gather(
         self, base: SharedBase, experience: Experience, role: str, measure: Callable[[Experience], Tensor]
     ) -> Tensor:
         out = torch.zeros_like(experience.old_log_probs)
-        order = experience.lengths.argsort(descending=True, stable=True)
         with base.acting(role):
-            for rows in order.split(self.max_rows):
+            for rows in experience.divided(self.max_tokens, packed=base.layout.is_packed):
                 part = measure(experience.select(rows))
-                out[rows, : part.shape[1]] = part
+                out[torch.tensor(rows, device=out.device), : part.shape[1]] = part
         return out
-
-
-def answer_values(
-    base: SharedBase, hidden: Float[Tensor, "B T H"], answer_mask: Bool[Tensor, "B T"]
-) -> Float[Tensor, "B T"]:
-    """The value estimated before each answer token, at that token's position; zero elsewhere."""
-    estimates = base.values(hidden[:, :-1])
-    assert estimates is not None, "no value head"
-    return torch.nn.functional.pad(estimates, (1, 0)) * answer_mask

@@ -1,18 +1,16 @@
-"""The distribution that answers are drawn from, and the draw itself. The trainer recomputes log-probabilities with
-`adjust_logits`, the very function that the decoder samples with, so that the first ratio of PPO is 1.
+"""The distribution that answers are drawn from, and the draw itself. The trainer recomputes log-probabilities with the
+same temperature and the same tokens banned (`algorithms.log_probs`), so that the first ratio of PPO is 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_NEVER = -1e30
-"""The logit of a token that cannot be drawn: its probability is exactly 0, and dividing it by any temperature leaves
-it finite. With -inf an entropy would be nan, because 0 times -inf is."""
+from duiqi.algorithms.log_probs import NEVER
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -47,17 +45,7 @@ def adjust_logits(
     if suppressed is None or not stop_token_ids:
         return logits
     stops = torch.tensor(stop_token_ids, device=logits.device)
-    return logits.index_copy(-1, stops, logits[..., stops].masked_fill(suppressed.unsqueeze(-1), _NEVER))
-
-
-def suppress_stops(stop_token_ids: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """A function of logits that removes the stop tokens everywhere, as `adjust_logits` does where it suppresses."""
-
-    def suppress(logits: Tensor) -> Tensor:
-        everywhere = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
-        return adjust_logits(logits, temperature=1.0, suppressed=everywhere, stop_token_ids=stop_token_ids)
-
-    return suppress
+    return logits.index_copy(-1, stops, logits[..., stops].masked_fill(suppressed.unsqueeze(-1), NEVER))
 
 
 def log_probs_of(logits: Float[Tensor, "N V"], tokens: Int[Tensor, " N"]) -> Float[Tensor, " N"]:

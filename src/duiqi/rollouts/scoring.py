@@ -19,6 +19,7 @@ from torch import Tensor
 
 from duiqi.errors import DuiqiError, SettingsError
 from duiqi.models.reward import SharedReward, StandaloneReward, score_token_rows
+from duiqi.packing.batch import share_prompts
 from duiqi.types import Message, last_user_text
 
 Conversation = tuple[Message, ...]
@@ -57,13 +58,13 @@ class Scorer(Protocol):
 class SharedScorer:
     """A reward adapter and its head on the base that the policy uses; reads the policy's own tokens."""
 
-    def __init__(self, reward: SharedReward, *, name: str, batch_size: int = 32) -> None:
+    def __init__(self, reward: SharedReward, *, name: str, max_tokens: int) -> None:
         self.name = name
-        self._reward, self._batch_size = reward, batch_size
+        self._reward, self._max_tokens = reward, max_tokens
 
     def score(self, candidates: Sequence[Candidate]) -> Float[Tensor, " B"]:
-        rows = [c.prompt_ids + c.answer_ids for c in candidates]
-        return score_token_rows(self._reward, rows, batch_size=self._batch_size)
+        families = share_prompts([c.prompt_ids for c in candidates], [c.answer_ids for c in candidates])
+        return self._reward.score(families, max_tokens=self._max_tokens)
 
 
 class ModelScorer:

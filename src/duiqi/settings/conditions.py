@@ -85,17 +85,9 @@ ONLY_WITH: dict[str, tuple[Condition, ...]] = {
     ),
     "train_from_scratch": (_one_of("finetuning_type", "full"),),
     **dict.fromkeys(("eval_steps", "load_best_model_at_end", "num_eval_samples"), (_EVALUATION,)),
-    "per_device_eval_batch_size": (
-        Condition(
-            ("eval_dataset", "val_size", "reward_model"),
-            bool,
-            "eval_dataset or val_size",
-            reason="there is nothing to evaluate on",
-        ),
-    ),
     "dpo_label_smoothing": (_one_of("pref_loss", "sigmoid"),),
     "simpo_gamma": (_one_of("pref_loss", "simpo"),),
-    "ref_model": (_one_of("pref_loss", "sigmoid", "ipo", "hinge", "kto_pair"),),
+    **dict.fromkeys(("ref_model", "reuse_reference"), (_one_of("pref_loss", "sigmoid", "ipo", "hinge", "kto_pair"),)),
     "score_baseline": (_off("score_norm"),),
     **dict.fromkeys(
         ("critic", "lam", "clip_range_value", "vf_coef", "critic_warmup_steps", "whiten_advantages"),

@@ -33,8 +33,9 @@ class ModelSettings:
     float32; full fine-tuning is always float32."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """The attention kernel, as transformers names it."""
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """The attention kernel. auto and sdpa: packed rows where the architecture allows it; eager and flash_attention_2:
+    transformers' own, in padded rows."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
 
@@ -119,8 +120,9 @@ class OptimizerSettings:
     """Passes over the data; max_steps wins over it."""
     max_steps: Count = 0
     """Stop after this many steps, whatever num_train_epochs says; 0: no limit."""
-    per_device_train_batch_size: Positive = 8
-    """Rows computed at once."""
+    tokens_per_micro_batch: Annotated[int, Ge(64)] = 4096
+    """Tokens computed at once: memory, not results. A step's rows are packed into as few such parts as they need;
+    halved by itself when the memory does not hold one."""
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up."""
     warmup_ratio: Share = 0.0
@@ -138,11 +140,13 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
-class AccumulationSettings:
-    """Accumulation"""
+class BatchSettings:
+    """Batch"""
 
+    per_device_train_batch_size: Positive = 8
+    """Rows of one optimizer step, times gradient_accumulation_steps."""
     gradient_accumulation_steps: Positive = 1
-    """Micro-batches of one step: a step sees per_device_train_batch_size x gradient_accumulation_steps rows."""
+    """Multiplies the rows of a step. Memory is bounded by tokens_per_micro_batch, whatever this is."""
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
@@ -165,8 +169,6 @@ class RunSettings:
     """Checkpoints to keep; best and last are always kept."""
     load_best_model_at_end: bool = False
     """Make the best checkpoint the result, instead of the last."""
-    per_device_eval_batch_size: Positive = 16
-    """Rows computed at once in evaluation."""
     plot_loss: bool = False
     """Write plots/*.png at the end (needs matplotlib)."""
 
@@ -211,6 +213,14 @@ class ReferenceSettings:
 
     ref_model: str | None = None
     """Another adapter as the reference. Default: the policy as it is at step 0."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class ReuseSettings:
+    """Reference's memory"""
+
+    reuse_reference: bool = True
+    """Compute what the reference says of a row once, and keep it: for this run, and in ~/.cache/duiqi for the next."""
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)

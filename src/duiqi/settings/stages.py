@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from duiqi.settings.groups import (
-    AccumulationSettings,
     AnswerSettings,
+    BatchSettings,
     DataSettings,
     HistorySettings,
     ModelSettings,
@@ -17,6 +17,7 @@ from duiqi.settings.groups import (
     PreferenceSettings,
     PromptSettings,
     ReferenceSettings,
+    ReuseSettings,
     RewardModelSettings,
     RunSettings,
     SamplingSettings,
@@ -37,7 +38,7 @@ class PretrainConfig:
     tuning: TuningSettings
     data: DataSettings
     optimizer: OptimizerSettings
-    accumulation: AccumulationSettings
+    batch: BatchSettings
     run: RunSettings
 
 
@@ -52,7 +53,7 @@ class SFTConfig:
     answer: AnswerSettings
     history: HistorySettings
     optimizer: OptimizerSettings
-    accumulation: AccumulationSettings
+    batch: BatchSettings
     run: RunSettings
 
 
@@ -67,7 +68,7 @@ class RewardModelConfig:
     answer: AnswerSettings
     reward: RewardModelSettings
     optimizer: OptimizerSettings
-    accumulation: AccumulationSettings
+    batch: BatchSettings
     run: RunSettings
 
 
@@ -82,8 +83,9 @@ class DPOConfig:
     answer: AnswerSettings
     preference: PreferenceSettings
     reference: ReferenceSettings
+    memory: ReuseSettings
     optimizer: OptimizerSettings
-    accumulation: AccumulationSettings
+    batch: BatchSettings
     run: RunSettings
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from duiqi.algorithms.loss import Loss
 from duiqi.algorithms.preference import (
@@ -21,9 +23,10 @@ from duiqi.algorithms.preference import (
 )
 from duiqi.data.encoded import EncodedData
 from duiqi.data.encoding import EncodedRanking
-from duiqi.data.rankings import RankingBatch, collate_rankings, split_rankings
+from duiqi.data.rankings import RankingBatch, ranking_batches
 from duiqi.errors import GuardStop
 from duiqi.journal.run import Run
+from duiqi.models.card import ModelCard
 from duiqi.models.measure import measure_answers
 from duiqi.models.saving import save_role
 from duiqi.models.shared_base import SharedBase
@@ -46,6 +49,7 @@ from duiqi.stages.materials import (
     seat_reference,
 )
 from duiqi.training.fit import fit, mean_over
+from duiqi.training.reference import ReferenceMemory, memory_file
 from duiqi.training.session import BestBy, Session
 from duiqi.types import StageResult
 
@@ -75,21 +79,24 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
         reference=reference,
     )
 
-    pad = int(tokenizer.pad_token_id)
-    plan, total_steps = plan_steps(len(data.items), config.optimizer, config.accumulation)
-    learner = make_learner(base.trainable_parameters(), config.optimizer, total_steps)
+    batches = partial(ranking_batches, weighting="pair", packed=base.layout.is_packed)
+    plan, total_steps = plan_steps(len(data.items), config.optimizer, config.batch)
+    learner = make_learner(base, config.optimizer, total_steps, journal)
     if needs_reference and config.reference.ref_model is None:
-        opening = next(batches(data, plan.rows(0), pad=pad, max_rows=config.optimizer.per_device_train_batch_size))
-        check_opening(base, opening, journal)
-    loss_fn = partial(preference_loss, base, settings=config.preference, needs_reference=needs_reference)
+        check_opening(base, next(batches(data, plan.rows(0), max_tokens=learner.budget.tokens)), journal)
+    memory = open_memory(base, config) if needs_reference else None
+    loss_fn = partial(preference_loss, base, settings=config.preference, memory=memory)
+    card = make_card("dpo", base, start, template)
+
+    def everything(held_out: EncodedData[EncodedRanking]) -> Iterable[RankingBatch]:
+        return batches(held_out, range(len(held_out.items)), max_tokens=learner.budget.tokens)
+
     session = Session(
         journal,
         learner,
         cadence=make_cadence(config.run, total_steps),
-        save_model=partial(
-            save_role, base, "policy", card=make_card("dpo", base, start, template), tokenizer=tokenizer
-        ),
-        evaluate=lambda _: evaluate(base, held_out, loss_fn, pad=pad, max_rows=config.run.per_device_eval_batch_size),
+        save_model=lambda directory: save(base, memory, directory, card, tokenizer, journal),
+        evaluate=lambda _: evaluate(base, everything(held_out), loss_fn) if held_out else {},
         best_by=BestBy("eval_loss"),
         rows_per_epoch=len(data.items),
     )
@@ -97,9 +104,7 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
         session,
         learner,
         plan,
-        micro_batches=lambda picked: batches(
-            data, picked, pad=pad, max_rows=config.optimizer.per_device_train_batch_size
-        ),
+        micro_batches=lambda picked, tokens: batches(data, picked, max_tokens=tokens),
         loss_fn=loss_fn,
     )
     return session.finish("dpo")
@@ -133,21 +138,28 @@ def check_opening(base: SharedBase, batch: RankingBatch, journal: Run) -> None:
 
 def answer_log_probs(base: SharedBase, batch: RankingBatch) -> torch.Tensor:
     """Summed log-probability of every answer in a batch, under the active role."""
-    rows = batch.sequences
-    return measure_answers(base, rows.input_ids, rows.attention_mask, rows.answer_mask).log_probs.sum(dim=1)
+    return batch.sequences.sums(measure_answers(base, batch.sequences).log_probs)
+
+
+def reference_log_probs(base: SharedBase, batch: RankingBatch, memory: ReferenceMemory) -> torch.Tensor:
+    """The same under the reference: remembered, or computed and remembered."""
+    known = memory.recall(batch.rankings)
+    if known is not None:
+        return known.to(base.device)
+    with base.acting("reference"):
+        found = answer_log_probs(base, batch)
+    memory.keep(batch.rankings, found)
+    return found
 
 
 def preference_loss(
-    base: SharedBase, batch: RankingBatch, *, settings: PreferenceSettings, needs_reference: bool
+    base: SharedBase, batch: RankingBatch, *, settings: PreferenceSettings, memory: ReferenceMemory | None
 ) -> Loss:
-    """Summed preference loss over the pairs of a batch."""
+    """Summed preference loss over the pairs of a batch; without a memory there is no reference."""
     batch = batch.to(base.device)
     policy = answer_log_probs(base, batch)
-    reference = torch.zeros_like(policy)
-    if needs_reference:
-        with base.acting("reference"):
-            reference = answer_log_probs(base, batch)
-    lengths = batch.sequences.answer_mask.sum(dim=1).float()
+    reference = torch.zeros_like(policy) if memory is None else reference_log_probs(base, batch, memory)
+    lengths = batch.sequences.counts().float()
     pairs = PairLogProbs(
         chosen=policy[batch.better],
         rejected=policy[batch.worse],
@@ -160,33 +172,33 @@ def preference_loss(
     return add_cross_entropy(loss, pairs, settings.pref_ftx) if settings.pref_ftx else loss
 
 
-def batches(
-    data: EncodedData[EncodedRanking], rows: Sequence[int], *, pad: int, max_rows: int
-) -> Iterator[RankingBatch]:
-    """Micro-batches of rankings; every pair counts once."""
-    for picked in split_rankings(data.items, rows, max_rows=max_rows):
-        yield collate_rankings(
-            [data.items[i] for i in picked],
-            margins=[0.0] * len(picked),
-            sources=[data.examples[i].origin.dataset for i in picked],
-            weighting="pair",
-            pad_token_id=pad,
-        )
+def open_memory(base: SharedBase, config: DPOConfig) -> ReferenceMemory:
+    """Where the reference's log-probabilities are kept: on disk, or in this process alone."""
+    if not config.memory.reuse_reference:
+        return ReferenceMemory(None)
+    return ReferenceMemory(memory_file(base.role_fingerprint("reference"), str(base.model.dtype)))
+
+
+def save(
+    base: SharedBase,
+    memory: ReferenceMemory | None,
+    directory: Path,
+    card: ModelCard,
+    tokenizer: PreTrainedTokenizerBase,
+    journal: Run,
+) -> None:
+    """The policy so that it loads at once; what is known of the reference goes to its file."""
+    save_role(base, "policy", directory, card=card, tokenizer=tokenizer)
+    if memory is not None and (problem := memory.save()):
+        journal.view.note(problem)
 
 
 def evaluate(
-    base: SharedBase,
-    held_out: EncodedData[EncodedRanking] | None,
-    loss_fn: Callable[[RankingBatch], Loss],
-    *,
-    pad: int,
-    max_rows: int,
+    base: SharedBase, batches: Iterable[RankingBatch], loss_fn: Callable[[RankingBatch], Loss]
 ) -> dict[str, float]:
     """Held-out loss and statistics."""
-    if held_out is None:
-        return {}
     with base.acting("policy"):
-        means = mean_over(batches(held_out, range(len(held_out.items)), pad=pad, max_rows=max_rows), loss_fn)
+        means = mean_over(batches, loss_fn)
     return {f"eval_{name}": value for name, value in means.items()}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from duiqi.errors import GuardStop
 from duiqi.journal.files import atomic_write_json
@@ -85,12 +86,14 @@ def _stop(journal: Run, finding: str, batch: object) -> GuardStop:
 
 
 def tensors_in(record: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a dataclass and of the dataclasses in it, by dotted name."""
+    """The tensors of a dataclass and of the dataclasses in it, by dotted name; rows of token ids filled up with -1."""
     found: dict[str, Tensor] = {}
     for field in fields(record):
         value = getattr(record, field.name)
         if isinstance(value, Tensor):
             found[prefix + field.name] = value.detach().cpu().contiguous().clone()
+        elif isinstance(value, tuple) and value and isinstance(value[0], tuple):
+            found[prefix + field.name] = pad_sequence(list(map(torch.tensor, value)), True, -1)
         elif is_dataclass(value):
             found |= tensors_in(value, f"{prefix}{field.name}.")
     return found

@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from duiqi.data.batching import BatchPlan
 from duiqi.data.encoded import EncodedData, EncodingReport, encode_rankings
 from duiqi.data.encoding import EncodedRanking, TokenBudget, describe_first, token_budget
 from duiqi.data.loading import Need, load_examples, split_validation
+from duiqi.data.order import BatchPlan
 from duiqi.data.registry import parse_dataset_spec
 from duiqi.data.templates import Template, from_dict, get_template
 from duiqi.errors import DataError, ModelError, SettingsError, TemplateError
@@ -24,7 +23,7 @@ from duiqi.models.card import ModelCard, read_card
 from duiqi.models.loading import choose_device, choose_dtype, load_causal_lm, load_tokenizer, locate
 from duiqi.models.shared_base import SharedBase
 from duiqi.settings.groups import (
-    AccumulationSettings,
+    BatchSettings,
     DataSettings,
     ModelSettings,
     OptimizerSettings,
@@ -32,6 +31,7 @@ from duiqi.settings.groups import (
     RunSettings,
     TuningSettings,
 )
+from duiqi.training.budget import MemoryBudget
 from duiqi.training.learner import Learner
 from duiqi.training.schedule import Schedule
 from duiqi.training.session import Cadence
@@ -340,11 +340,9 @@ def make_budget(data: DataSettings, prompt: PromptSettings, *, max_answer_tokens
     )
 
 
-def plan_steps(
-    num_rows: int, optimizer: OptimizerSettings, accumulation: AccumulationSettings
-) -> tuple[BatchPlan, int]:
+def plan_steps(num_rows: int, optimizer: OptimizerSettings, batch: BatchSettings) -> tuple[BatchPlan, int]:
     """Which rows each optimizer step sees, and how many steps there are."""
-    rows_per_step = optimizer.per_device_train_batch_size * accumulation.gradient_accumulation_steps
+    rows_per_step = batch.per_device_train_batch_size * batch.gradient_accumulation_steps
     plan = BatchPlan(num_rows, batch_size=rows_per_step, seed=optimizer.seed)
     return plan, count_steps(num_rows, rows_per_step, optimizer)
 
@@ -356,11 +354,22 @@ def count_steps(num_rows: int, rows_per_step: int, settings: OptimizerSettings) 
     return max(1, math.ceil(settings.num_train_epochs * math.ceil(num_rows / rows_per_step)))
 
 
-def make_learner(parameters: dict[str, nn.Parameter], settings: OptimizerSettings, total_steps: int) -> Learner:
-    """AdamW with the schedule of these settings."""
+def make_learner(base: SharedBase, settings: OptimizerSettings, total_steps: int, journal: Run) -> Learner:
+    """AdamW with the schedule of these settings, on everything that learns."""
     warmup = settings.warmup_steps or math.ceil(settings.warmup_ratio * total_steps)
     schedule = Schedule(settings.learning_rate, total_steps, warmup, settings.lr_scheduler_type)
-    return Learner(parameters, schedule, weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm)
+
+    def say(tokens: int) -> None:
+        journal.event("out_of_memory", tokens_per_micro_batch=tokens)
+        journal.view.note(f"out of memory: going on with {tokens} tokens at once (tokens_per_micro_batch)")
+
+    return Learner(
+        base.trainable_parameters(),
+        schedule,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        budget=MemoryBudget(settings.tokens_per_micro_batch, on_halved=say),
+    )
 
 
 def make_cadence(settings: RunSettings, total_steps: int) -> Cadence:
@@ -391,7 +400,12 @@ def begin(
     parents = {"base": base.name, "base_fingerprint": base.fingerprint}
     if start.adapter is not None:
         parents["adapter"] = str(start.adapter)
-    journal.describe(parents={**parents, **facts}, parameters={"trained": trained, "total": total}, notes=list(notes))
+    journal.describe(
+        parents={**parents, **facts},
+        layout=str(base.layout),
+        parameters={"trained": trained, "total": total},
+        notes=list(notes),
+    )
     shown = {
         "base": base.name,
         **({"adapter": str(start.adapter)} if start.adapter is not None else {}),
@@ -399,6 +413,7 @@ def begin(
             "torch.", ""
         ),
         **({"template": describe_template(template)} if template is not None else {}),
+        "computes": str(base.layout),
         **facts,
     }
     journal.view.stage(title, shown)

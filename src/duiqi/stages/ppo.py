@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from duiqi.algorithms.loss import Loss
 from duiqi.algorithms.policy import ppo_loss, value_loss
-from duiqi.data.batching import BatchPlan
+from duiqi.data.order import BatchPlan
 from duiqi.errors import GuardStop
 from duiqi.guards.answers import answer_statistics
 from duiqi.guards.finite import first_non_finite
 from duiqi.journal.run import Run
 from duiqi.models.saving import save_role
-from duiqi.rollouts.experience import Experience, answer_values
+from duiqi.rollouts.experience import Experience
 from duiqi.settings.groups import PPOSettings
 from duiqi.settings.stages import PPOConfig
 from duiqi.stages.materials import count_steps, make_cadence, make_learner
@@ -43,7 +43,7 @@ def run(config: PPOConfig, journal: Run) -> StageResult:
     prompts_per_step = settings.rollout_batch_size // settings.answers_per_prompt
     plan = BatchPlan(len(cast.prompts), batch_size=prompts_per_step, seed=seed)
     total_steps = count_steps(len(cast.prompts), prompts_per_step, config.optimizer)
-    learner = make_learner(cast.base.trainable_parameters(), config.optimizer, total_steps)
+    learner = make_learner(cast.base, config.optimizer, total_steps, journal)
     credit = Credit.start(settings, config.score)
     session = Session(
         journal,
@@ -76,7 +76,7 @@ def run(config: PPOConfig, journal: Run) -> StageResult:
             **{f"score/{name}": float(part.mean()) for name, part in scored.parts.items()},
             **answer_statistics(answered.rollouts),
             **learned,
-            **watch.report(int(experience.attention_mask.sum())),
+            **watch.report(experience.num_tokens),
         }
         session.record(step, most_telling_first(metrics), samples=len(rows))
     return session.finish("ppo")
@@ -148,10 +148,10 @@ def learn(cast: Cast, learner: Learner, experience: Experience, config: PPOConfi
     reports: list[Mapping[str, float]] = []
     with mode:
         for epoch in range(settings.ppo_epochs):
-            for rows in shuffled(len(experience), config.optimizer.seed, step, epoch).split(settings.mini_batch_size):
-                batch = experience.select(rows.to(experience.input_ids.device))
+            for rows in shuffled(experience.groups, config.optimizer.seed, step, epoch).split(settings.mini_batch_size):
+                batch = experience.select(rows.tolist())
                 report = learner.step(
-                    batch.split(config.optimizer.per_device_train_batch_size),
+                    partial(micro_batches, cast, batch),
                     partial(loss_fn, cast, settings),
                     number=step,
                     skip_above=settings.ratio_threshold,
@@ -200,14 +200,26 @@ def critic_values(cast: Cast, batch: Experience, *, through_trunk: bool) -> Tens
     """The value before each answer token; the trunk learns from them too if `through_trunk`."""
     with cast.base.role("value"):
         with torch.set_grad_enabled(through_trunk):
-            hidden = cast.base.hidden_states(batch.input_ids, batch.attention_mask)
-        return answer_values(cast.base, hidden, batch.answer_mask)
+            states = cast.base.read(batch.packed).before
+        values = cast.base.values(states)
+    assert values is not None
+    return batch.matrix(values)
 
 
-def shuffled(count: int, seed: int, step: int, epoch: int) -> Tensor:
-    """An order of rows that depends on nothing but these numbers, so that a resumed run sees the same."""
+def micro_batches(cast: Cast, batch: Experience, max_tokens: int) -> Iterator[Experience]:
+    """A mini-batch in parts of at most so many tokens."""
+    for rows in batch.divided(max_tokens, packed=cast.base.layout.is_packed):
+        yield batch.select(rows)
+
+
+def shuffled(groups: Tensor, seed: int, step: int, epoch: int) -> Tensor:
+    """An order of rows in which the answers to one prompt stay side by side, so that they can share it.
+
+    It depends on nothing but these numbers, so that a resumed run sees the same.
+    """
     generator = torch.Generator().manual_seed(hash((seed, step, epoch)) % 2**63)
-    return torch.randperm(count, generator=generator)
+    place = torch.randperm(int(groups.max()) + 1, generator=generator)
+    return place[groups.cpu()].argsort(stable=True)
 
 
 def evaluate(cast: Cast, journal: Run, step: int) -> dict[str, float]:

@@ -21,7 +21,6 @@ from duiqi.models.shared_base import SharedBase
 from duiqi.rollouts.decoder import Decoder
 from duiqi.rollouts.engine import Engine
 from duiqi.rollouts.experience import Experience, Measuring, assemble
-from duiqi.rollouts.sampling import suppress_stops
 from duiqi.rollouts.scoring import (
     Candidate,
     FunctionScorer,
@@ -107,7 +106,6 @@ class Cast:
         experience = assemble(
             answered.rollouts,
             answered.groups,
-            pad_token_id=int(self.tokenizer.pad_token_id),
             min_new_tokens=self.sampling.min_new_tokens,
             device=self.base.device,
         )
@@ -160,8 +158,8 @@ def assemble_cast(config: PPOConfig, journal: Run) -> Cast:
         scorer=ScoreMix(tuple(parts)),
         measuring=Measuring(
             temperature=sampling.temperature,
-            suppress=suppress_stops(template.stop_token_ids),
-            max_rows=config.optimizer.per_device_train_batch_size,
+            stop_token_ids=tuple(template.stop_token_ids),
+            max_tokens=config.optimizer.tokens_per_micro_batch,
         ),
         sampling=sampling,
         prompts=rows.train,
@@ -221,7 +219,7 @@ def _check_settings(config: PPOConfig, journal: Run) -> None:
         raise SettingsError(
             "recomputation cannot tell the policy's adapter from the critic's",
             where="gradient_checkpointing",
-            remedy="set critic: shared, or lower per_device_train_batch_size instead",
+            remedy="set critic: shared, or lower tokens_per_micro_batch instead",
         )
     if not make_sampling(config).is_plain:
         warning = (
@@ -244,7 +242,6 @@ def _make_scorer(spec: RewardSpec, base: SharedBase, template: Template, config:
             where=f"reward_model: {spec.source}",
             remedy="give the output_dir of a `duiqi rm` run",
         )
-    batch_size = config.run.per_device_eval_batch_size
     shares = located.adapter is not None and located.card is not None
     if shares and located.card is not None and located.card.base_fingerprint == base.fingerprint:
         if located.card.template and not config.score.allow_template_mismatch:
@@ -259,14 +256,14 @@ def _make_scorer(spec: RewardSpec, base: SharedBase, template: Template, config:
         beside = None if config.tuning.finetuning_type == "lora" else "reference"
         base.seat_saved_adapter(role, saved, trainable=False, beside=beside)
         base.add_head(role, saved.score, trainable=False)
-        return SharedScorer(SharedReward(base, role), name=name, batch_size=batch_size), spec.weight
+        max_tokens = config.optimizer.tokens_per_micro_batch
+        return SharedScorer(SharedReward(base, role), name=name, max_tokens=max_tokens), spec.weight
     scorer = open_reward_model(
         spec.source,
         name=name,
         dtype=config.model.dtype,
         device=config.model.device,
         cutoff_len=config.data.cutoff_len,
-        batch_size=batch_size,
         trust_remote_code=config.model.trust_remote_code,
     )
     return scorer, spec.weight

@@ -38,7 +38,7 @@ class Credit:
 
         Metrics come with what matters most first: score, KL, then the rest.
         """
-        scores = self.transform(raw_scores, experience.finished.cpu()).to(experience.input_ids.device)
+        scores = self.transform(raw_scores, experience.finished.cpu()).to(experience.device)
         mask = experience.answer_mask
         log_ratio = torch.where(mask, experience.old_log_probs - experience.reference_log_probs, 0.0)
         kl = KL_ESTIMATORS[self.ppo.kl_estimator](log_ratio)

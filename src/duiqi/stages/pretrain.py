@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from functools import partial
 
-from duiqi.data.batching import Batch, collate
 from duiqi.data.encoded import pack_text
 from duiqi.data.encoding import EncodedSequence
 from duiqi.journal.run import Run
 from duiqi.models.saving import save_role
+from duiqi.packing.budget import packed_batches
 from duiqi.settings.stages import PretrainConfig
 from duiqi.stages.materials import (
     begin,
@@ -46,16 +46,19 @@ def run(config: PretrainConfig, journal: Run) -> StageResult:
     notes = [*rows.notes, f"{tokens:,} tokens in {len(blocks):,} blocks of at most {config.data.cutoff_len}"]
     begin(journal, "Pretraining", base, start, None, notes=notes)
 
-    pad = int(tokenizer.pad_token_id)
-    plan, total_steps = plan_steps(len(blocks), config.optimizer, config.accumulation)
-    learner = make_learner(base.trainable_parameters(), config.optimizer, total_steps)
+    families = [block.family for block in blocks]
+    batches = partial(packed_batches, packed=base.layout.is_packed)
+    plan, total_steps = plan_steps(len(blocks), config.optimizer, config.batch)
+    learner = make_learner(base, config.optimizer, total_steps, journal)
     card = make_card("pretrain", base, start, None)
     session = Session(
         journal,
         learner,
         cadence=make_cadence(config.run, total_steps),
         save_model=lambda directory: save_role(base, "policy", directory, card=card, tokenizer=tokenizer),
-        evaluate=lambda _: perplexity(base, batches(held_out, pad=pad, max_rows=config.run.per_device_eval_batch_size)),
+        evaluate=lambda _: perplexity(
+            base, batches([block.family for block in held_out], max_tokens=learner.budget.tokens)
+        ),
         best_by=BestBy("eval_loss"),
         rows_per_epoch=len(blocks),
     )
@@ -63,18 +66,7 @@ def run(config: PretrainConfig, journal: Run) -> StageResult:
         session,
         learner,
         plan,
-        micro_batches=lambda picked: batches(
-            [blocks[row] for row in picked], pad=pad, max_rows=config.optimizer.per_device_train_batch_size
-        ),
+        micro_batches=lambda rows, tokens: batches([families[row] for row in rows], max_tokens=tokens),
         loss_fn=lambda batch: token_loss(base, batch),
     )
     return session.finish("pretrain")
-
-
-def batches(blocks: Sequence[EncodedSequence], *, pad: int, max_rows: int) -> Iterator[Batch]:
-    """Micro-batches of blocks; the first token of a block is context only."""
-    for first in range(0, len(blocks), max_rows):
-        batch = collate(blocks[first : first + max_rows], pad_token_id=pad)
-        predicted = batch.answer_mask.clone()
-        predicted[:, 0] = False
-        yield replace(batch, answer_mask=predicted)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 
@@ -11,11 +12,12 @@ from duiqi.algorithms.loss import Loss
 from duiqi.algorithms.reward_modelling import pairwise_loss
 from duiqi.data.encoded import EncodedData
 from duiqi.data.encoding import EncodedRanking
-from duiqi.data.rankings import PairWeighting, RankingBatch, collate_rankings, split_rankings
+from duiqi.data.rankings import RankingBatch, ranking_batches
 from duiqi.journal.run import Run
 from duiqi.models.adapters import read_adapter
+from duiqi.models.measure import measure_scores
 from duiqi.models.saving import save_role
-from duiqi.models.shared_base import SharedBase, last_token
+from duiqi.models.shared_base import SharedBase
 from duiqi.settings.stages import RewardModelConfig
 from duiqi.stages.materials import (
     begin,
@@ -56,25 +58,24 @@ def run(config: RewardModelConfig, journal: Run) -> StageResult:
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
     begin(journal, "Reward model", base, start, template, notes=rankings.notes)
 
-    pad, weighting = int(tokenizer.pad_token_id), config.reward.pair_weighting
-    plan, total_steps = plan_steps(len(data.items), config.optimizer, config.accumulation)
-    learner = make_learner(base.trainable_parameters(), config.optimizer, total_steps)
+    batches = partial(ranking_batches, weighting=config.reward.pair_weighting, packed=base.layout.is_packed)
+    plan, total_steps = plan_steps(len(data.items), config.optimizer, config.batch)
+    learner = make_learner(base, config.optimizer, total_steps, journal)
     card = make_card("rm", base, start, template, role="reward")
     session = Session(
         journal,
         learner,
         cadence=make_cadence(config.run, total_steps),
         save_model=lambda directory: save_role(base, "reward", directory, card=card, tokenizer=tokenizer),
-        evaluate=lambda _: evaluate(base, held_out, config, pad=pad) if held_out else {},
+        evaluate=lambda _: evaluate(base, held_out, batches, max_tokens=learner.budget.tokens) if held_out else {},
         best_by=BestBy("eval_accuracy", greater_is_better=True),
         rows_per_epoch=len(data.items),
     )
-    max_rows = config.optimizer.per_device_train_batch_size
     fit(
         session,
         learner,
         plan,
-        micro_batches=lambda picked: batches(data, picked, weighting=weighting, pad=pad, max_rows=max_rows),
+        micro_batches=lambda picked, tokens: batches(data, picked, max_tokens=tokens),
         loss_fn=lambda batch: ranking_loss(base, batch, centering=config.reward.center_rewards_coefficient),
     )
     return session.finish("rm")
@@ -85,17 +86,10 @@ def fresh_head(base: SharedBase) -> torch.Tensor:
     return torch.randn(1, base.hidden_size, device=base.device) * HEAD_STD
 
 
-def score_answers(base: SharedBase, batch: RankingBatch) -> torch.Tensor:
-    """The score of every answer in a batch, under the active role."""
-    hidden = base.hidden_states(batch.sequences.input_ids, batch.sequences.attention_mask)
-    scores: torch.Tensor = base.heads["reward"](last_token(hidden, batch.sequences.attention_mask))
-    return scores
-
-
 def ranking_loss(base: SharedBase, batch: RankingBatch, *, centering: float) -> Loss:
     """Summed pairwise loss of a batch."""
     batch = batch.to(base.device)
-    scores = score_answers(base, batch)
+    scores = measure_scores(base, batch.sequences, "reward")
     return pairwise_loss(
         scores[batch.better],
         scores[batch.worse],
@@ -105,40 +99,27 @@ def ranking_loss(base: SharedBase, batch: RankingBatch, *, centering: float) -> 
     )
 
 
-def batches(
-    data: EncodedData[EncodedRanking], rows: Sequence[int], *, weighting: PairWeighting, pad: int, max_rows: int
-) -> Iterator[RankingBatch]:
-    """Micro-batches of rankings."""
-    for picked in split_rankings(data.items, rows, max_rows=max_rows):
-        yield collate_rankings(
-            [data.items[i] for i in picked],
-            margins=[data.examples[i].margin for i in picked],
-            sources=[data.examples[i].origin.dataset for i in picked],
-            weighting=weighting,
-            pad_token_id=pad,
-        )
-
-
 def evaluate(
-    base: SharedBase, data: EncodedData[EncodedRanking], config: RewardModelConfig, *, pad: int
+    base: SharedBase,
+    data: EncodedData[EncodedRanking],
+    batches: Callable[..., Iterable[RankingBatch]],
+    *,
+    max_tokens: int,
 ) -> dict[str, float]:
     """Held-out loss and accuracy over all pairs (ties count half), and accuracy by dataset where there are several."""
     wins: dict[str, list[float]] = defaultdict(list)
 
     def loss_and_wins(batch: RankingBatch) -> Loss:
         batch = batch.to(base.device)
-        scores = score_answers(base, batch)
+        scores = measure_scores(base, batch.sequences, "reward")
         better, worse = scores[batch.better], scores[batch.worse]
         won = (better > worse).float() + 0.5 * (better == worse).float()
         for source, value in zip(batch.sources, won.tolist(), strict=True):
             wins[source].append(value)
         return pairwise_loss(better, worse, margin=batch.margins, weights=batch.weights)
 
-    weighting, max_rows = config.reward.pair_weighting, config.run.per_device_eval_batch_size
     with base.acting("reward"):
-        means = mean_over(
-            batches(data, range(len(data.items)), weighting=weighting, pad=pad, max_rows=max_rows), loss_and_wins
-        )
+        means = mean_over(batches(data, range(len(data.items)), max_tokens=max_tokens), loss_and_wins)
     everything = [value for values in wins.values() for value in values]
     by_source = {f"eval_accuracy/{name}": sum(values) / len(values) for name, values in wins.items()}
     return {

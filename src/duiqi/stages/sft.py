@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from functools import partial
 
-from duiqi.data.batching import Batch, collate, split_micro_batches
 from duiqi.data.encoded import encode_demonstrations
-from duiqi.data.encoding import EncodedSequence, TrainOn, describe_first
+from duiqi.data.encoding import TrainOn, describe_first
 from duiqi.journal.run import Run
 from duiqi.models.saving import save_role
+from duiqi.packing.budget import packed_batches
 from duiqi.settings.stages import SFTConfig
 from duiqi.stages.materials import (
     begin,
@@ -44,13 +44,14 @@ def run(config: SFTConfig, journal: Run) -> StageResult:
     base = make_base(config.model, config.tuning, start)
     seat_policy(base, start, config.tuning)
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
+    batches = partial(packed_batches, packed=base.layout.is_packed)
     first = describe_first(data.items[0], tokenizer)
     notes = [*rows.notes, *encoding_notes(data.report), f"first row, learned part in ⟦⟧: {first}"]
     begin(journal, "SFT", base, start, template, notes=notes)
 
-    pad = int(tokenizer.pad_token_id)
-    plan, total_steps = plan_steps(len(data.items), config.optimizer, config.accumulation)
-    learner = make_learner(base.trainable_parameters(), config.optimizer, total_steps)
+    families = [item.family for item in data.items]
+    plan, total_steps = plan_steps(len(data.items), config.optimizer, config.batch)
+    learner = make_learner(base, config.optimizer, total_steps, journal)
     card = make_card("sft", base, start, template)
     session = Session(
         journal,
@@ -58,7 +59,7 @@ def run(config: SFTConfig, journal: Run) -> StageResult:
         cadence=make_cadence(config.run, total_steps),
         save_model=lambda directory: save_role(base, "policy", directory, card=card, tokenizer=tokenizer),
         evaluate=lambda _: perplexity(
-            base, batches(held_out.items, pad=pad, max_rows=config.run.per_device_eval_batch_size)
+            base, batches([item.family for item in held_out.items], max_tokens=learner.budget.tokens)
         ),
         best_by=BestBy("eval_loss"),
         rows_per_epoch=len(data.items),
@@ -67,16 +68,7 @@ def run(config: SFTConfig, journal: Run) -> StageResult:
         session,
         learner,
         plan,
-        micro_batches=lambda picked: batches(
-            [data.items[row] for row in picked], pad=pad, max_rows=config.optimizer.per_device_train_batch_size
-        ),
+        micro_batches=lambda rows, tokens: batches([families[row] for row in rows], max_tokens=tokens),
         loss_fn=lambda batch: token_loss(base, batch),
     )
     return session.finish("sft")
-
-
-def batches(sequences: Sequence[EncodedSequence], *, pad: int, max_rows: int) -> Iterator[Batch]:
-    """Micro-batches of similar length."""
-    lengths = [len(sequence.input_ids) for sequence in sequences]
-    for picked in split_micro_batches(range(len(sequences)), lengths, max_rows=max_rows):
-        yield collate([sequences[i] for i in picked], pad_token_id=pad)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from duiqi.algorithms.loss import Loss, WeightedSum
-from duiqi.data.batching import BatchPlan
+from duiqi.data.order import BatchPlan
 from duiqi.training.learner import Learner
 from duiqi.training.session import Session
 
@@ -17,7 +18,7 @@ def fit(
     session: Session,
     learner: Learner,
     plan: BatchPlan,
-    micro_batches: Callable[[Sequence[int]], Iterable[Batch]],
+    micro_batches: Callable[[Sequence[int], int], Iterable[Batch]],
     loss_fn: Callable[[Batch], Loss],
 ) -> None:
     """Take every step that is left.
@@ -26,12 +27,12 @@ def fit(
         session: Where the run stands.
         learner: Takes the steps.
         plan: Which rows each step sees.
-        micro_batches: Turns the rows of a step into batches that fit the device.
+        micro_batches: The rows of a step in batches of at most so many tokens.
         loss_fn: Sums of one such batch.
     """
     for step in session.steps():
         rows = plan.rows(step - 1)
-        report = learner.step(micro_batches(rows), loss_fn, number=step)
+        report = learner.step(partial(micro_batches, rows), loss_fn, number=step)
         session.record(step, report.as_metrics(), samples=len(rows))
 
 

@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from duiqi.algorithms.loss import Loss, WeightedSum
 from duiqi.errors import DuiqiError
 from duiqi.guards.finite import first_non_finite
+from duiqi.training.budget import MemoryBudget, is_out_of_memory
 from duiqi.training.schedule import Schedule
 
 Item = TypeVar("Item")
+
+DEFAULT_TOKENS = 4096
+"""Tokens computed at once where nothing else is said."""
 
 
 class NonFiniteStep(DuiqiError):
@@ -58,6 +62,7 @@ class Learner:
         schedule: Learning rate by step.
         weight_decay: Decoupled.
         max_grad_norm: Clip the norm of the mean gradient to this; 0: never.
+        budget: Tokens computed at once.
     """
 
     def __init__(
@@ -67,11 +72,13 @@ class Learner:
         *,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
+        budget: MemoryBudget | None = None,
     ) -> None:
         assert parameters, "nothing to train"
         self.parameters = dict(parameters)
         self.schedule = schedule
         self.max_grad_norm = max_grad_norm
+        self.budget = budget or MemoryBudget(DEFAULT_TOKENS)
         decayed = {n: p for n, p in self.parameters.items() if p.ndim > 1 and not n.startswith("heads.")}
         plain = [p for n, p in self.parameters.items() if n not in decayed]
         groups = [
@@ -82,7 +89,7 @@ class Learner:
 
     def step(
         self,
-        micro_batches: Iterable[Item],
+        micro_batches: Callable[[int], Iterable[Item]],
         loss_fn: Callable[[Item], Loss],
         *,
         number: int,
@@ -90,28 +97,30 @@ class Learner:
     ) -> StepReport:
         """One update from the summed gradients of all micro-batches, divided once by their summed weight.
 
+        Where the memory does not hold a micro-batch, the budget is halved and the step begun again: a backward pass
+        that failed half-way may have left a part of its gradients behind.
+
         Args:
-            micro_batches: Any split of the step's rows; the result does not depend on it.
+            micro_batches: The step's rows in micro-batches of at most so many tokens. The result does not depend on
+                the split.
             loss_fn: Sums over a micro-batch.
             number: Which step this is (from 1), for the schedule.
             skip_above: Leave the weights alone when the mean of the statistic `ratio` exceeds this.
 
         Raises:
             NonFiniteStep: The loss or the gradient is not finite; the weights are untouched.
+            OutOfMemory: The memory does not hold even one row.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, WeightedSum] = {}
-        last: object = None
-        for batch in micro_batches:
-            loss = loss_fn(batch)
-            if finding := first_non_finite([("loss", loss.total.detach())]):
-                self.optimizer.zero_grad(set_to_none=True)
-                raise NonFiniteStep(finding, batch)
-            loss.total.backward()
-            parts = {"loss": WeightedSum(loss.total.detach(), loss.weight), **loss.stats}
-            for name, part in parts.items():
-                sums[name] = sums[name] + part if name in sums else part
-            last = batch
+        while True:
+            try:
+                sums, last = self._gather(micro_batches(self.budget.tokens), loss_fn)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                cause = error.with_traceback(None)  # its frames hold the activations that did not fit
+            self.optimizer.zero_grad(set_to_none=True)
+            self.budget.halve(cause)
         means = {name: part.mean for name, part in sums.items()}
         norm = self._mean_gradient(sums["loss"].weight)
         if not torch.isfinite(norm):
@@ -129,6 +138,25 @@ class Learner:
         if skip_above is not None:
             means["skipped"] = float(skipped)
         return StepReport(loss_mean, weight, float(norm), 0.0 if skipped else rate, means)
+
+    def _gather(
+        self, micro_batches: Iterable[Item], loss_fn: Callable[[Item], Loss]
+    ) -> tuple[dict[str, WeightedSum], object]:
+        """Run every micro-batch backwards; the sums of loss and statistics, and the last batch."""
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, WeightedSum] = {}
+        last: object = None
+        for batch in micro_batches:
+            loss = loss_fn(batch)
+            if finding := first_non_finite([("loss", loss.total.detach())]):
+                self.optimizer.zero_grad(set_to_none=True)
+                raise NonFiniteStep(finding, batch)
+            loss.total.backward()
+            parts = {"loss": WeightedSum(loss.total.detach(), loss.weight), **loss.stats}
+            for name, part in parts.items():
+                sums[name] = sums[name] + part if name in sums else part
+            last = batch
+        return sums, last
 
     def _mean_gradient(self, weight: Tensor) -> Tensor:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]

@@ -1,0 +1,373 @@
+"""Attention over a packed row: every token sees its own segment up to itself, and the segments that its own continues.
+
+The tree is attended in two parts whose results are joined by their log-sum-exps: each segment over itself (causal, no
+mask), and for each shared segment all tokens that continue it over the whole of it (no mask at all). So a prompt's keys
+are neither copied nor masked for each of its answers, and nothing of size T x T is ever made. The backward pass needs
+only queries, keys, values, the output and its log-sum-exp (Dao et al. 2022, section 3.1), which hold for the parts
+because the joined log-sum-exp normalises all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from duiqi.packing.tree import Segment, SegmentTree
+
+NAME = "duiqi"
+"""What transformers calls this attention."""
+
+SHORT = 256
+"""Segments of at most this many tokens are attended several at once, padded to a common length."""
+SIMILAR = 1.25
+"""The longest of them is at most this many times as long as the shortest."""
+
+
+class TreeMask(Tensor):
+    """An empty mask that carries a tree through transformers' layers, which hand a 4-D mask on as it is."""
+
+    plan: Plan
+    windows: set[int | None]
+    """The sliding windows that layers asked for."""
+
+    @staticmethod
+    def carrying(tree: SegmentTree, *, device: torch.device, dtype: torch.dtype) -> TreeMask:
+        """The mask for layers that compute in `dtype`."""
+        mask: TreeMask = torch.empty(1, 1, tree.num_tokens, 0, dtype=torch.bool, device=device).as_subclass(TreeMask)
+        mask.plan, mask.windows = Plan.of(tree, device=device, dtype=dtype), set()
+        return mask
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: over the tree that the mask carries, else transformers' own.
+
+    Raises:
+        NotImplementedError: The layer asks for something that the tree does not have (soft caps, sinks, biases);
+            `layout` then chooses padded rows for this architecture.
+    """
+    if not isinstance(attention_mask, TreeMask):
+        if sliding_window is not None:
+            kwargs["sliding_window"] = sliding_window
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return output, None
+    asked = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if asked or kwargs.get("is_causal") is False or query.shape[0] != 1:
+        raise NotImplementedError(f"attention over a packed row that is not causal, or with {asked}")
+    plan = attention_mask.plan
+    attention_mask.windows.add(sliding_window)
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    window = sliding_window if sliding_window is not None and sliding_window < plan.tree.deepest else None
+    if window is not None or dropout:
+        attended = masked_attention(query, key, value, plan.tree, scale=scale, window=window, dropout=dropout)
+    else:
+        attended = tree_attention(query, key, value, plan, scale=scale)
+    return attended.transpose(1, 2), None
+
+
+def register() -> None:
+    """Make this attention known to transformers."""
+    AttentionInterface.register(NAME, attention_forward)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def tree_attention(query: Tensor, key: Tensor, value: Tensor, plan: Plan, *, scale: float) -> Tensor:
+    """Attention of a packed row: queries 1 x heads x T x D, keys and values with as many heads or fewer."""
+    if plan.kernel is None or query.shape[-1] != value.shape[-1]:
+        return masked_attention(query, key, value, plan.tree, scale=scale)
+    output: Tensor = _TreeAttention.apply(query, key, value, plan, scale)  # type: ignore[no-untyped-call]
+    return output
+
+
+def masked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: SegmentTree,
+    *,
+    scale: float,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """The same by dense masks, one per root; with `window`, tokens that far back or farther are not seen."""
+    outputs = []
+    for root in tree.roots:
+        visible = tree.visible(root)
+        if window is not None:
+            positions = tree.positions()[root.start : root.stop]
+            visible &= positions[:, None] - positions[None, :] < window
+        span = slice(root.start, root.stop)
+        outputs.append(
+            nn.functional.scaled_dot_product_attention(
+                query[:, :, span],
+                key[:, :, span],
+                value[:, :, span],
+                attn_mask=visible.to(query.device),
+                dropout_p=dropout,
+                scale=scale,
+                enable_gqa=key.shape[1] != query.shape[1],
+            )
+        )
+    return torch.cat(outputs, dim=2)
+
+
+# -- the parts of a tree, and their kernels ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some queries of the row over some of its keys; indices in any shape that the kernel likes, or slices."""
+
+    queries: Tensor | slice
+    keys: Tensor | slice
+    is_causal: bool
+    is_real: Tensor | None = None
+    """Where `queries` is not filling; None: nowhere is any."""
+    bounds: tuple[Tensor, Tensor, int, int] | None = None
+    """For variable-length kernels: cumulative lengths of queries and of keys, and the longest of each."""
+
+
+class _Kernel(Protocol):
+    """How the parts of a tree are computed. Tensors are ... x heads x D, log-sum-exps ... x heads."""
+
+    def own(self, tree: SegmentTree) -> list[_Part]:
+        """Every segment over itself: each token is a query once."""
+
+    def shared(self, tree: SegmentTree) -> list[_Part]:
+        """What continues a segment over that segment: no token is a query twice in one part."""
+
+    def forward(self, part: _Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Output and log-sum-exp."""
+
+    def backward(
+        self, part: _Part, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of queries, keys and values."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a batch needs to attend over its tree; made once, used by every layer."""
+
+    tree: SegmentTree
+    kernel: _Kernel | None
+    """None: dense masks."""
+    own: list[_Part]
+    shared: list[_Part]
+
+    @classmethod
+    def of(cls, tree: SegmentTree, *, device: torch.device, dtype: torch.dtype) -> Plan:
+        """CPUs have a flash kernel of their own, GPUs in half precision one for rows of any lengths."""
+        kernel: _Kernel
+        if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+            kernel = _CPU()
+        elif device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+            kernel = _CUDA(device)
+        else:
+            return cls(tree, None, [], [])
+        return cls(tree, kernel, kernel.own(tree), kernel.shared(tree))
+
+
+class _TreeAttention(torch.autograd.Function):
+    """Tensors inside are T x heads x D, so that a segment is a slice."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:
+        q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+        kernel = plan.kernel
+        assert kernel is not None
+        out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:2]).float()
+        for part in plan.own:
+            found, normaliser = kernel.forward(part, q[part.queries], k[part.keys], v[part.keys], scale)
+            _put(out, part, found)
+            _put(lse, part, normaliser)
+        for part in plan.shared:
+            at = part.queries
+            found, normaliser = kernel.forward(part, q[at], k[part.keys], v[part.keys], scale)
+            joined = torch.logaddexp(lse[at], normaliser)
+            own_share, share = (lse[at] - joined).exp().unsqueeze(-1), (normaliser - joined).exp().unsqueeze(-1)
+            out[at] = (out[at] * own_share + found * share).to(out.dtype)
+            lse[at] = joined
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.plan, ctx.scale = plan, scale
+        return out.transpose(0, 1).unsqueeze(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        grad_out = gradients[0][0].transpose(0, 1)
+        grads = tuple(torch.empty_like(states, memory_format=torch.contiguous_format) for states in (q, k, v))
+        for part in ctx.plan.own + ctx.plan.shared:
+            at, gradient = part.queries, grad_out[part.queries]
+            if part.is_real is not None:
+                gradient = gradient * part.is_real[..., None, None].to(gradient.dtype)
+            found = ctx.plan.kernel.backward(
+                part, q[at], k[part.keys], v[part.keys], out[at], lse[at], gradient, ctx.scale
+            )
+            for whole, piece, place in zip(grads, found, (at, part.keys, part.keys), strict=True):
+                if part.is_causal:
+                    _put(whole, part, piece)
+                else:
+                    whole[place] += piece
+        q_k_v = (grad.transpose(0, 1).unsqueeze(0) for grad in grads)
+        return (*q_k_v, None, None)
+
+
+def _put(whole: Tensor, part: _Part, found: Tensor) -> None:
+    """Write what a part over itself found, without its filling."""
+    if part.is_real is None:
+        whole[part.queries] = found.to(whole.dtype)
+    else:
+        assert isinstance(part.queries, Tensor)
+        whole[part.queries[part.is_real]] = found[part.is_real].to(whole.dtype)
+
+
+class _CPU:
+    """torch's flash attention for CPUs; short segments of similar length go through it together.
+
+    The shorter ones are filled up on the right with their own last token. Under a causal mask no real query sees the
+    filling, and what is computed for it is dropped.
+    """
+
+    def own(self, tree: SegmentTree) -> list[_Part]:
+        parts, group = [], list[Segment]()
+        for segment in sorted(tree.segments, key=lambda segment: segment.length):
+            if group and (segment.length > SHORT or segment.length > SIMILAR * group[0].length + 1):
+                parts.append(self._together(group))
+                group = []
+            group.append(segment)
+        return [*parts, self._together(group)]
+
+    def _together(self, group: list[Segment]) -> _Part:
+        steps = torch.arange(group[-1].length)
+        starts = torch.tensor([[segment.start] for segment in group])
+        ends = torch.tensor([[segment.end] for segment in group])
+        places, is_real = torch.minimum(starts + steps, ends - 1), starts + steps < ends
+        return _Part(places, places, is_causal=True, is_real=None if bool(is_real.all()) else is_real)
+
+    def shared(self, tree: SegmentTree) -> list[_Part]:
+        segments = [segment for level in tree.levels for segment in level]
+        return [_Part(slice(s.end, s.stop), slice(s.start, s.end), is_causal=False) for s in segments]
+
+    def forward(self, part: _Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *map(_heads_first, (q, k, v)), 0.0, part.is_causal, scale=scale
+        )
+        return out.transpose(1, 2).view_as(q), lse.transpose(1, 2).view(q.shape[:-1])
+
+    def backward(
+        self, part: _Part, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, values, output, gradient = map(_heads_first, (q, k, v, out, grad_out))
+        normaliser = _heads_first(lse.unsqueeze(-1)).squeeze(-1)
+        if q.dtype == torch.float32:
+            grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                gradient.contiguous(), queries, keys, values, output, normaliser, 0.0, part.is_causal, scale=scale
+            )
+        else:
+            grads = _by_products(
+                queries, keys, values, output, normaliser, gradient, scale=scale, is_causal=part.is_causal
+            )
+        grad_q, grad_k, grad_v = (
+            grad.transpose(1, 2).reshape(states.shape) for grad, states in zip(grads, (q, k, v), strict=True)
+        )
+        return grad_q, grad_k, grad_v
+
+
+def _heads_first(states: Tensor) -> Tensor:
+    """B x L x heads x D, or L x heads x D, as B x heads x L x D."""
+    return (states if states.ndim == 4 else states.unsqueeze(0)).transpose(1, 2)
+
+
+def _by_products(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, *, scale: float, is_causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The backward pass by plain matrix products: in bfloat16 twice as fast on CPUs as the flash kernel's.
+
+    Heads that share keys stand under one another as more queries, so their keys are read once.
+    """
+    batch, heads, length, _ = q.shape
+    shared = heads // k.shape[1]
+
+    def stacked(x: Tensor) -> Tensor:
+        return x.reshape(batch, k.shape[1], shared * length, x.shape[-1])
+
+    queries, gradient = stacked(q), stacked(grad_out)
+    probabilities = (queries @ k.transpose(2, 3)).float().mul_(scale).sub_(stacked(lse.unsqueeze(-1))).exp_()
+    if is_causal:
+        hidden = torch.ones(length, k.shape[2], dtype=torch.bool).triu(1).repeat(shared, 1)
+        probabilities.masked_fill_(hidden, 0.0)
+    delta = (gradient.float() * stacked(out).float()).sum(-1, keepdim=True)
+    grad_v = probabilities.to(v.dtype).transpose(2, 3) @ gradient
+    grad_scores = (gradient @ v.transpose(2, 3)).float().sub_(delta).mul_(probabilities).mul_(scale).to(q.dtype)
+    return (grad_scores @ k).view_as(q), grad_scores.transpose(2, 3) @ queries, grad_v
+
+
+@dataclass(frozen=True)
+class _CUDA:
+    """torch's variable-length flash attention: all segments in one call, and one more for each depth of the tree."""
+
+    device: torch.device
+
+    def own(self, tree: SegmentTree) -> list[_Part]:
+        lengths = [segment.length for segment in tree.segments]
+        everything = slice(0, tree.num_tokens)
+        return [_Part(everything, everything, is_causal=True, bounds=self._bounds(lengths, lengths))]
+
+    def shared(self, tree: SegmentTree) -> list[_Part]:
+        parts = []
+        for level in tree.levels:
+            queries = torch.cat([torch.arange(segment.end, segment.stop) for segment in level])
+            keys = torch.cat([torch.arange(segment.start, segment.end) for segment in level])
+            bounds = self._bounds([s.stop - s.end for s in level], [s.length for s in level])
+            parts.append(_Part(queries.to(self.device), keys.to(self.device), is_causal=False, bounds=bounds))
+        return parts
+
+    def _bounds(self, queries: list[int], keys: list[int]) -> tuple[Tensor, Tensor, int, int]:
+        cumulative = (torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=self.device) for n in (queries, keys))
+        return (*cumulative, max(queries), max(keys))  # type: ignore[return-value]
+
+    def forward(self, part: _Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        assert part.bounds is not None
+        out, lse, *_ = torch.ops.aten._flash_attention_forward(
+            q, k, v, *part.bounds, 0.0, part.is_causal, False, scale=scale
+        )
+        return out, lse.transpose(0, 1)
+
+    def backward(
+        self, part: _Part, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        assert part.bounds is not None
+        no_dropout = torch.zeros(2, dtype=torch.uint64, device=self.device), torch.empty(0, device=self.device)
+        grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
+            grad_out.contiguous(),
+            q,
+            k,
+            v,
+            out,
+            lse.transpose(0, 1).contiguous(),
+            *part.bounds,
+            0.0,
+            part.is_causal,
+            *no_dropout,
+            scale=scale,
+        )
+        return grads

@@ -1,0 +1,54 @@
+"""How many tokens are computed at once, and what happens when the memory is too small for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from duiqi.errors import UserError
+
+SMALLEST = 64
+"""Tokens below which halving the budget makes no difference: a single row is longer."""
+
+
+class OutOfMemory(UserError):
+    """Not even the smallest micro-batch fits into the memory."""
+
+
+@dataclass
+class MemoryBudget:
+    """Tokens of one micro-batch; halved whenever the memory does not hold them, and never raised again.
+
+    Losses are divided once per step by global weights, so a smaller budget changes no result.
+    """
+
+    tokens: int
+    on_halved: Callable[[int], object] = bool
+    """Told the new budget, to say it aloud; by default nobody is."""
+
+    def halve(self, error: BaseException) -> None:
+        """Go on with half the tokens.
+
+        Raises:
+            OutOfMemory: They are too few already.
+        """
+        if self.tokens // 2 < SMALLEST:
+            raise OutOfMemory(
+                "the memory is too small even for one row at a time",
+                where="tokens_per_micro_batch",
+                remedy="set gradient_checkpointing: true, lower cutoff_len, or take a smaller base or dtype: bfloat16",
+            ) from error
+        self.tokens //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.on_halved(self.tokens)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)

@@ -1,0 +1,266 @@
+"""Packed = padded = one sequence at a time, and lean layers = transformers' and PEFT's: losses and every gradient."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM as AutoModel
+from transformers import (
+    BloomConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+from transformers.models.mistral.modeling_mistral import MistralAttention as mistral_attention
+
+from duiqi.models import lean
+from duiqi.models.adapters import LoRASpec
+from duiqi.models.layout import Layout
+from duiqi.models.measure import measure_answers, measure_scores
+from duiqi.models.shared_base import SharedBase
+from duiqi.models.tree_attention import Plan, masked_attention, tree_attention
+from duiqi.packing.batch import Family, PackedBatch, pack
+from duiqi.packing.tree import SegmentTree
+
+SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA_LIKE = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "initializer_range": 0.15}
+
+GPT2_SMALL = {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.15}
+
+PACKED: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**LLAMA_LIKE),
+    "qwen2": lambda: Qwen2Config(**LLAMA_LIKE),
+    "qwen3": lambda: Qwen3Config(**LLAMA_LIKE, head_dim=8),
+    "mistral, window longer than the rows": lambda: MistralConfig(**LLAMA_LIKE, sliding_window=64),
+    "mistral, window shorter than the rows": lambda: MistralConfig(**LLAMA_LIKE, sliding_window=6),
+    "gpt2": lambda: GPT2Config(**GPT2_SMALL),
+}
+PADDED: dict[str, Callable[[], PreTrainedConfig]] = {
+    "bloom": lambda: BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.15),
+}
+FAMILIES = [
+    Family((5, 6, 7, 8, 9), [(10, 11, 12), (13, 14, 15, 16, 17, 18, 2), (19, 2)]),
+    Family((), [tuple(range(20, 40))], [(False,) * 4 + (True,) * 16]),
+    Family((41, 42), [(43, 44, 45, 2), (46, 2)]),
+    Family((), [(50, 51, 52)]),
+]
+
+
+def model_of(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModel.from_config(config).to(dtype)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") or "norm" in name or "ln_" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)  # a bias of zero would hide a forgotten one
+    return model
+
+
+def seated(model: PreTrainedModel) -> SharedBase:
+    """A base with a policy whose adapter does something, and a reward head."""
+    base = SharedBase(model, name="tiny")
+    base.seat_new_adapter("policy", LoRASpec(rank=4))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in base.role_parameters("policy").values():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    base.add_head("reward", torch.randn(1, base.hidden_size, generator=generator))
+    base.rest_on("policy")
+    base.disable_dropout()
+    base.prepare_training(gradient_checkpointing=False)
+    return base
+
+
+Measured = tuple[Tensor, Tensor, dict[str, Tensor]]
+
+
+def losses_and_gradients(base: SharedBase, batches: list[PackedBatch]) -> Measured:
+    """Log-probabilities, scores, and the gradient of a loss of both, summed over batches."""
+    parameters = base.trainable_parameters()
+    for parameter in parameters.values():
+        parameter.grad = None
+    log_probs, scores = [], []
+    for batch in batches:
+        found = measure_answers(base, batch).log_probs
+        said = measure_scores(base, batch, "reward")
+        (found * torch.linspace(0.5, 1.5, 97)[batch.targets]).sum().add((said**2).sum()).backward()
+        log_probs.append(found.detach())
+        scores.append(said.detach())
+    return (
+        torch.cat(log_probs),
+        torch.cat(scores),
+        {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None},
+    )
+
+
+def assert_same(
+    found: tuple[Tensor, Tensor, dict[str, Tensor]], expected: tuple[Tensor, Tensor, dict[str, Tensor]]
+) -> None:
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-5)
+    assert found[2].keys() == expected[2].keys()
+    for name, gradient in found[2].items():
+        gap = (gradient - expected[2][name]).norm() / expected[2][name].norm().clamp(min=1e-6)
+        assert gap < 1e-4, f"{name}: {float(gap):.1e}"
+
+
+def apart(families: list[Family]) -> list[PackedBatch]:
+    """Every sequence in a batch of its own, its prompt with it."""
+    batches = []
+    for family in families:
+        for i, answer in enumerate(family.answers):
+            learned = family.learned[i] if family.learned is not None else [True] * len(answer)
+            mask = [False] * len(family.prompt) + list(learned)
+            batches.append(pack([Family((), [(*family.prompt, *answer)], [mask])]))
+    return batches
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_rows_with_shared_prompts_equal_padded_rows_and_sequences_apart(name: str) -> None:
+    base = seated(model_of(PACKED[name]()))
+    assert base.layout.is_packed, base.layout
+    together = losses_and_gradients(base, [pack(FAMILIES)])
+    split = losses_and_gradients(base, [pack(FAMILIES[:2]), pack(FAMILIES[2:])])
+    base.layout = Layout(is_packed=False, is_lean=base.layout.is_lean)
+    padded = losses_and_gradients(base, [pack(FAMILIES)])
+    one_by_one = losses_and_gradients(base, apart(FAMILIES))
+    assert_same(together, one_by_one)
+    assert_same(split, one_by_one)
+    assert_same(padded, one_by_one)
+
+
+@pytest.mark.parametrize("name", [name for name in PACKED if name != "gpt2"])
+def test_lean_layers_equal_those_of_transformers_and_peft(name: str) -> None:
+    base = seated(model_of(PACKED[name]()))
+    assert base.layout.is_lean, base.layout
+    ours = losses_and_gradients(base, [pack(FAMILIES)])
+    lean.restore(lean.llama_shaped_layers(base.model))
+    theirs = losses_and_gradients(base, [pack(FAMILIES)])
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_an_architecture_that_cannot_be_packed_is_computed_in_padded_rows_and_says_so(name: str) -> None:
+    base = seated(model_of(PADDED[name]()))
+    assert not base.layout.is_packed
+    assert str(base.layout).startswith("padded rows (eager attention")
+    assert_same(losses_and_gradients(base, [pack(FAMILIES)]), losses_and_gradients(base, apart(FAMILIES)))
+
+
+def test_an_architecture_that_cannot_compute_packed_rows_rightly_is_never_packed() -> None:
+    """OPT takes its positions from the mask: whichever way is chosen must equal one sequence at a time."""
+    config = OPTConfig(**SMALL, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=128, init_std=0.15)
+    base = seated(model_of(config))
+    assert_same(losses_and_gradients(base, [pack(FAMILIES)]), losses_and_gradients(base, apart(FAMILIES)))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_recomputed_activations_change_nothing(name: str) -> None:
+    base = seated(model_of(PACKED[name]()))
+    plain = losses_and_gradients(base, [pack(FAMILIES)])
+    base.enable_checkpointing()
+    base.model.train()
+    assert_same(losses_and_gradients(base, [pack(FAMILIES)]), plain)
+
+
+def test_in_half_precision_the_lean_layers_are_as_near_to_the_truth_as_transformers() -> None:
+    exact = losses_and_gradients(seated(model_of(PACKED["qwen2"]())), [pack(FAMILIES)])
+    base = seated(model_of(PACKED["qwen2"](), torch.bfloat16))
+    ours = losses_and_gradients(base, [pack(FAMILIES)])
+    lean.restore(lean.llama_shaped_layers(base.model))
+    theirs = losses_and_gradients(base, [pack(FAMILIES)])
+
+    def error(found: Measured) -> float:
+        gaps = [(found[2][n] - g).norm() / g.norm() for n, g in exact[2].items()]
+        return float(torch.stack(gaps).mean())
+
+    assert error(ours) < 1.25 * error(theirs)
+
+
+def test_lean_layers_remember_a_third_less() -> None:
+    base = seated(model_of(LlamaConfig(**{**LLAMA_LIKE, "hidden_size": 64, "intermediate_size": 172})))
+    own = {p.untyped_storage().data_ptr() for p in base.model.parameters()}
+
+    def remembered() -> int:
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            hidden = base.read(pack(FAMILIES)).hidden
+        assert hidden.requires_grad
+        return sum(kept.values())
+
+    ours = remembered()
+    lean.restore(lean.llama_shaped_layers(base.model))
+    assert ours < 0.67 * remembered()
+
+
+def test_a_copy_of_the_base_computes_with_its_own_layers() -> None:
+    base = seated(model_of(PACKED["llama"]()))
+    twin = copy.deepcopy(base.model)
+    before = base.read(pack(FAMILIES)).hidden.detach()
+    for parameter in twin.parameters():
+        parameter.data.zero_()
+    assert torch.equal(base.read(pack(FAMILIES)).hidden.detach(), before)
+    for ours, theirs in zip(lean.llama_shaped_layers(base.model), lean.llama_shaped_layers(twin), strict=True):
+        assert ours.forward.__self__ is ours
+        assert theirs.forward.__self__ is theirs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_tree_attention_equals_masked_attention(dtype: torch.dtype, key_heads: int) -> None:
+    """Deep trees, long segments, short ones of many lengths, and heads that share keys."""
+    tree = SegmentTree.of([5, 3, 2, 4, 300, 7, 7, 9, 6], [None, 0, 1, 0, None, None, 5, 6, 5])
+    generator = torch.Generator().manual_seed(0)
+
+    def states(heads: int) -> Tensor:
+        made = torch.randn(1, tree.num_tokens, heads, 16, generator=generator).to(dtype)
+        return made.transpose(1, 2).requires_grad_()
+
+    given = states(4), states(key_heads), states(key_heads)
+    found = tree_attention(*given, Plan.of(tree, device=torch.device("cpu"), dtype=dtype), scale=0.3)
+    expected = masked_attention(*given, tree, scale=0.3)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    torch.testing.assert_close(found, expected, **tolerance)
+    gradient = torch.randn(found.shape, generator=generator).to(dtype)
+    ours = torch.autograd.grad(found, given, gradient)
+    theirs = torch.autograd.grad(expected, given, gradient)
+    torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+def test_a_sliding_window_that_the_attention_is_not_told_of_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows that are tried are shorter than any real window, so what counts is whether the layer passes it on."""
+    attend = mistral_attention.forward
+    monkeypatch.setattr(mistral_attention, "forward", lambda self, *a, **k: attend(_without_window(self), *a, **k))
+    base = SharedBase(model_of(PACKED["mistral, window longer than the rows"]()), name="tiny")
+    assert "keeps its sliding window to itself" in str(base.layout)
+
+
+def _without_window(layer: torch.nn.Module) -> torch.nn.Module:
+    blind = copy.copy(layer)
+    blind.config = copy.copy(layer.config)
+    blind.config.sliding_window = None
+    return blind
+
+
+def test_a_base_with_attention_dropout_learns_on_packed_rows_too() -> None:
+    base = SharedBase(model_of(GPT2Config(**GPT2_SMALL, attn_pdrop=0.5)), name="tiny")
+    base.seat_new_adapter("policy", LoRASpec(rank=4))
+    base.rest_on("policy")
+    still = base.read(pack(FAMILIES)).hidden
+    base.prepare_training(gradient_checkpointing=False)
+    torch.manual_seed(0)
+    assert not torch.allclose(base.read(pack(FAMILIES)).hidden, still)
