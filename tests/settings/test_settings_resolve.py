@@ -294,6 +294,7 @@ def values_of(setting: SettingInfo) -> st.SearchStrategy[Any]:
     """Values that the setting allows, as Python values."""
     numbers = {
         "integer above 0": st.integers(1, 10**9),
+        "integer of at least 64": st.integers(64, 10**9),
         "integer of at least 0": st.integers(0, 10**9),
         "number": st.floats(allow_nan=False, allow_infinity=False),
         "number above 0": st.floats(0, 1e300, exclude_min=True),

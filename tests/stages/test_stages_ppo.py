@@ -15,11 +15,14 @@ from tests.conftest import Workshop
 from torch import Tensor
 
 import duiqi
+from duiqi.algorithms.loss import Loss
 from duiqi.errors import GuardStop, ModelError, SettingsError, TemplateError
 from duiqi.journal.run import Run
 from duiqi.settings.resolve import dump, resolve
 from duiqi.stages.ppo_cast import Cast, assemble_cast
 from duiqi.stages.ppo_credit import Credit
+from duiqi.training.learner import Learner
+from duiqi.training.schedule import Schedule
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -55,6 +58,34 @@ def test_kl_is_zero_and_the_ratio_one_before_the_first_update(workshop: Workshop
     assert first["ratio"] == pytest.approx(1.0, abs=1e-5)
     assert first["approx_kl"] == pytest.approx(0.0, abs=1e-8)
     assert first["clip_fraction"] == 0.0
+
+
+@pytest.mark.parametrize("updates", [0, 2])
+def test_the_sampler_follows_the_policy_after_every_update(workshop: Workshop, tmp_path: Path, updates: int) -> None:
+    """What the sampler noted is what the trainer finds: with the adapter as it is now, not as it was."""
+    cast = open_cast(workshop, tmp_path)
+    learner = Learner(cast.base.trainable_parameters(), Schedule(0.03, 10))
+    for number in range(1, updates + 1):
+        answered = cast.answer([0, 1, 2, 3], step=number)
+        experience = cast.measure(answered)
+        learner.step(
+            lambda _, batch=experience: [batch],  # type: ignore[misc]
+            lambda batch: Loss(cast.measuring.answers(cast.base, batch).log_probs.sum(), torch.tensor(1.0)),
+            number=number,
+        )
+    sampled = cast.measure(cast.answer([0, 1, 2, 3], step=5))
+    computed = cast.measuring.log_probs(cast.base, sampled, "policy")
+    torch.testing.assert_close(sampled.old_log_probs, computed, rtol=1e-4, atol=1e-4)
+    moved = float((computed - sampled.reference_log_probs).abs().max())
+    assert (moved > 0.05) == bool(updates)
+
+
+def test_a_sampler_that_stayed_behind_stops_the_run(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("duiqi.models.shared_base.SharedBase._adapter_state", lambda _: ("never changes",))
+    with pytest.raises(GuardStop, match="sampler and trainer disagree at step 2"):
+        duiqi.run("ppo", **workshop.settings("ppo", tmp_path, learning_rate=0.05))
 
 
 def test_the_reference_is_the_sft_adapter_and_not_the_raw_base(workshop: Workshop, tmp_path: Path) -> None:

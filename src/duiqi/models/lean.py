@@ -86,7 +86,7 @@ def _forward(
         given["position_embeddings"] = position_embeddings
         output: Tensor = type(layer).forward(layer, hidden_states, attention_mask, **given)
         return output
-    q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj = map(_Matrix.of, spots)
+    q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj = map(Matrix.of, spots)
     batch, length, width = hidden_states.shape
     flat = hidden_states.reshape(-1, width)
 
@@ -124,31 +124,36 @@ def _window_of(attention: Any) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Matrix:
+class Matrix:
     """A frozen linear layer (N x K, perhaps a bias) and the adapter heard on it (r x K and N x r), if any."""
 
     weight: Tensor
     bias: Tensor | None
-    down: Tensor | None
-    up: Tensor | None
-    scale: float
+    down: Tensor | None = None
+    up: Tensor | None = None
+    scale: float = 1.0
+    thin: tuple[Tensor, Tensor] | None = None
+    """The adapter's two matrices in the precision of the weight, the scale within the second."""
 
     @classmethod
-    def of(cls, linear: Any) -> _Matrix:
+    def of(cls, linear: Any) -> Matrix:
         if not isinstance(linear, BaseTunerLayer):
-            return cls(linear.weight, linear.bias, None, None, 1.0)
+            return cls(linear.weight, linear.bias)
         base: Any = linear.get_base_layer()
         name = _adapter_heard(linear)
         if name is None:
-            return cls(base.weight, base.bias, None, None, 1.0)
+            return cls(base.weight, base.bias)
         spot: Any = linear
-        return cls(base.weight, base.bias, spot.lora_A[name].weight, spot.lora_B[name].weight, spot.scaling[name])
+        down, up, scale = spot.lora_A[name].weight, spot.lora_B[name].weight, spot.scaling[name]
+        dtype = base.weight.dtype
+        return cls(base.weight, base.bias, down, up, scale, (down.detach().to(dtype), (up.detach() * scale).to(dtype)))
 
-    def thin(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The adapter's two matrices in `dtype`, the scale within the second."""
-        assert self.down is not None
-        assert self.up is not None
-        return self.down.to(dtype), (self.up * self.scale).to(dtype)
+    def folded(self) -> Tensor:
+        """A copy of the matrix in float32, its adapter in it."""
+        weight = self.weight.float()
+        if self.down is None or self.up is None:
+            return weight
+        return torch.addmm(weight, self.up, self.down, alpha=self.scale)
 
 
 def _adapter_heard(layer: Any) -> str | None:
@@ -172,36 +177,36 @@ def _is_plain(linear: nn.Module) -> bool:
     return is_silent and name not in layer.lora_variant and layer.lora_A[name].bias is None and not layer.merged
 
 
-def _times(matrix: _Matrix, x: Tensor, onto: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def _times(matrix: Matrix, x: Tensor, onto: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """x W' + bias + the adapter's part, added to `onto` if given; and the adapter's inner states (T x r)."""
     y = nn.functional.linear(x, matrix.weight, matrix.bias) if onto is None else _add_product(onto, x, matrix)
-    if matrix.down is None:
+    if matrix.thin is None:
         return y, None
-    down, up = matrix.thin(x.dtype)
+    down, up = matrix.thin
     inner = x @ down.t()
     return y.addmm_(inner, up.t()), inner
 
 
-def _add_product(onto: Tensor, x: Tensor, matrix: _Matrix) -> Tensor:
+def _add_product(onto: Tensor, x: Tensor, matrix: Matrix) -> Tensor:
     y = torch.addmm(onto, x, matrix.weight.t())
     return y if matrix.bias is None else y.add_(matrix.bias)
 
 
 def _back(
-    matrix: _Matrix, gradient: Tensor, x: Tensor, inner: Tensor | None, onto: Tensor | None
+    matrix: Matrix, gradient: Tensor, x: Tensor, inner: Tensor | None, onto: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of `_times`: of x (added in place to `onto` if given), of the adapter's two matrices."""
     grad_x = gradient @ matrix.weight if onto is None else onto.addmm_(gradient, matrix.weight)
-    if inner is None:
+    if matrix.thin is None or inner is None:
         return grad_x, None, None
-    down, up = matrix.thin(gradient.dtype)
+    down, up = matrix.thin
     grad_inner = gradient @ up
     grad_x.addmm_(grad_inner, down)
     grad_up = (gradient.t() @ inner).float().mul_(matrix.scale)
     return grad_x, (grad_inner.t() @ x).float(), grad_up
 
 
-def _adapters(matrices: Sequence[_Matrix]) -> list[Tensor | None]:
+def _adapters(matrices: Sequence[Matrix]) -> list[Tensor | None]:
     """What autograd must know of: the adapters' matrices, in order."""
     return [part for matrix in matrices for part in (matrix.down, matrix.up)]
 
@@ -209,7 +214,7 @@ def _adapters(matrices: Sequence[_Matrix]) -> list[Tensor | None]:
 # -- root mean square norm ---------------------------------------------------------------------------------------------
 
 
-def _inverse_norm(x: Tensor, eps: float) -> Tensor:
+def inverse_norm(x: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean(x^2) + eps) of every row, T x 1 in float32."""
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -231,7 +236,7 @@ def _norm_backward(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> 
 # -- the three pieces of a layer ---------------------------------------------------------------------------------------
 
 
-def normed_projections(x: Tensor, norm: Any, matrices: tuple[_Matrix, ...]) -> tuple[Tensor, ...]:
+def normed_projections(x: Tensor, norm: Any, matrices: tuple[Matrix, ...]) -> tuple[Tensor, ...]:
     """Several linear layers of the normed input (T x H), each T x N."""
     found: tuple[Tensor, ...] = _NormedProjections.apply(  # type: ignore[no-untyped-call]
         x, norm.weight, norm.variance_epsilon, matrices, *_adapters(matrices)
@@ -242,9 +247,9 @@ def normed_projections(x: Tensor, norm: Any, matrices: tuple[_Matrix, ...]) -> t
 class _NormedProjections(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, eps: float, matrices: tuple[_Matrix, ...], *_adapters: Tensor | None
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, matrices: tuple[Matrix, ...], *_adapters: Tensor | None
     ) -> tuple[Tensor, ...]:
-        inverse = _inverse_norm(x, eps)
+        inverse = inverse_norm(x, eps)
         normed = _normed(x, inverse, weight)
         outputs, inner = zip(*(_times(matrix, normed) for matrix in matrices), strict=True)
         ctx.save_for_backward(x, inverse, weight, *inner)
@@ -264,7 +269,7 @@ class _NormedProjections(torch.autograd.Function):
         return (_norm_backward(grad, x, inverse, weight), None, None, None, *thin)
 
 
-def residual_projection(x: Tensor, states: Tensor, matrix: _Matrix) -> Tensor:
+def residual_projection(x: Tensor, states: Tensor, matrix: Matrix) -> Tensor:
     """x + a linear layer of `states`."""
     output: Tensor = _ResidualProjection.apply(x, states, matrix, *_adapters([matrix]))  # type: ignore[no-untyped-call]
     return output
@@ -272,7 +277,7 @@ def residual_projection(x: Tensor, states: Tensor, matrix: _Matrix) -> Tensor:
 
 class _ResidualProjection(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, states: Tensor, matrix: _Matrix, *_adapters: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, states: Tensor, matrix: Matrix, *_adapters: Tensor | None) -> Tensor:
         output, inner = _times(matrix, states, onto=x)
         ctx.save_for_backward(states, inner)
         ctx.matrix = matrix
@@ -285,7 +290,7 @@ class _ResidualProjection(torch.autograd.Function):
         return (gradients[0], grad, None, *thin)
 
 
-def residual_mlp(x: Tensor, norm: Any, gate: _Matrix, up: _Matrix, down: _Matrix) -> Tensor:
+def residual_mlp(x: Tensor, norm: Any, gate: Matrix, up: Matrix, down: Matrix) -> Tensor:
     """x + down(silu(gate(n)) up(n)), n the normed x (Shazeer 2020)."""
     output: Tensor = _ResidualMLP.apply(  # type: ignore[no-untyped-call]
         x, norm.weight, norm.variance_epsilon, (gate, up, down), *_adapters([gate, up, down])
@@ -296,9 +301,9 @@ def residual_mlp(x: Tensor, norm: Any, gate: _Matrix, up: _Matrix, down: _Matrix
 class _ResidualMLP(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, eps: float, matrices: tuple[_Matrix, ...], *_adapters: Tensor | None
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, matrices: tuple[Matrix, ...], *_adapters: Tensor | None
     ) -> Tensor:
-        inverse = _inverse_norm(x, eps)
+        inverse = inverse_norm(x, eps)
         normed = _normed(x, inverse, weight)
         (gate, gate_inner), (up, up_inner) = (_times(matrix, normed) for matrix in matrices[:2])
         del normed
@@ -339,15 +344,16 @@ class _Rotate(torch.autograd.Function):
         half = states.shape[-1] // 2
         cos, sin = cos[..., :half].unsqueeze(-2), sin[..., :half].unsqueeze(-2)
         ctx.save_for_backward(cos, sin)
-        return _turned(states, cos, sin, 1)
+        return turned(states, cos, sin, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _turned(gradients[0], cos, sin, -1), None, None
+        return turned(gradients[0], cos, sin, -1), None, None
 
 
-def _turned(states: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+def turned(states: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    """States ... x D turned by angles whose cosines and sines are ... x D/2; back again with sign -1."""
     first, second = states.chunk(2, dim=-1)
     out = torch.empty_like(states)
     left, right = out.chunk(2, dim=-1)

@@ -33,6 +33,7 @@ from duiqi.models.adapters import (
 from duiqi.models.fingerprint import fingerprint, weights_digest
 from duiqi.models.heads import ScalarHead
 from duiqi.models.layout import find_layout, trunk_of, unslimmed
+from duiqi.models.lean_decoding import LeanDecoder
 from duiqi.models.tree_attention import TreeMask
 from duiqi.packing.batch import PackedBatch
 
@@ -40,6 +41,10 @@ FUNCTIONAL_DROPOUTS = frozenset(
     {"dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "attn_dropout"}
 )
 """Names under which transformers' modules keep a dropout probability that they apply without an nn.Dropout."""
+
+
+ROUND_LENGTH = 64
+"""Packed rows are filled up to a multiple of this many tokens where every new length costs."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,15 @@ class Seat:
     adapter: str | None = None
     config: Any = None
     """PEFT's configuration of the adapter, kept for saving."""
+
+
+@dataclass
+class _Prepared:
+    """Layers made ready for decoding, and what they were made from."""
+
+    adapter_state: tuple[object, ...]
+    decoder: LeanDecoder
+    is_checked: bool = False
 
 
 class SharedBase:
@@ -73,6 +87,7 @@ class SharedBase:
         """How batches are computed on this architecture."""
         self._seats: dict[str, Seat] = {}
         self._active = Seat(model)
+        self._prepared: _Prepared | None = None
 
     # -- roles ---------------------------------------------------------------------------------------------------------
 
@@ -171,6 +186,8 @@ class SharedBase:
         network = self.seat(name).network
         was_training = network.training
         network.eval()
+        if self._prepared is not None:
+            self._prepared.is_checked = False
         try:
             with torch.no_grad(), self.role(name):
                 yield
@@ -248,6 +265,9 @@ class SharedBase:
         use_cache: bool = False,
     ) -> tuple[Float[Tensor, "B T H"], Cache | None]:
         """Last hidden states (after the final norm) of the active role, and the cache if asked for."""
+        one_each = use_cache and input_ids.shape[1] == 1 and position_ids is not None
+        if one_each and past_key_values is not None and self._decodes_lean(past_key_values):
+            return self._decoder().step(input_ids, position_ids, past_key_values, attention_mask), past_key_values
         output = trunk_of(self._active.network)(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -256,6 +276,30 @@ class SharedBase:
             use_cache=use_cache,
         )
         return output.last_hidden_state, output.past_key_values
+
+    def _decodes_lean(self, cache: Cache) -> bool:
+        """Whether one token per row can take the short way: lean layers, no gradient, nothing that slides."""
+        if not self.layout.is_lean or torch.is_grad_enabled() or self._active.network is not self.model:
+            return False
+        spec = self._active.config
+        return not any(layer.is_sliding for layer in cache.layers) and not (spec is not None and spec.use_dora)
+
+    def _decoder(self) -> LeanDecoder:
+        """The layers prepared for the active role; whether they still are is asked once per `acting`."""
+        if self._prepared is None or not self._prepared.is_checked:
+            state = self._adapter_state()
+            if self._prepared is None or self._prepared.adapter_state != state:
+                self._prepared = _Prepared(state, LeanDecoder.of(self.model))
+            self._prepared.is_checked = True
+        return self._prepared.decoder
+
+    def _adapter_state(self) -> tuple[object, ...]:
+        """Changes with every update of the active adapter. (torch's fused AdamW does not count tensor versions.)"""
+        adapter = self._active.adapter
+        if adapter is None:
+            return (None,)
+        parameters: list[Tensor] = list(adapter_parameters(self.model, adapter).values())
+        return (adapter, *torch.stack(torch._foreach_norm(parameters)).tolist())
 
     def logits(self, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """Float32 logits of the active role's head."""
@@ -268,6 +312,11 @@ class SharedBase:
         estimates: Tensor = self.heads["value"](hidden)
         return estimates
 
+    @property
+    def _prepares_every_shape(self) -> bool:
+        """In bfloat16 on a CPU, oneDNN compiles and keeps a kernel for every new size of a matrix product."""
+        return self.device.type == "cpu" and self.model.dtype == torch.bfloat16
+
     def output_head(self) -> OutputHead:
         """What turns the active role's hidden states into logits."""
         return output_head_of(self._active.network)
@@ -275,6 +324,8 @@ class SharedBase:
     def read(self, batch: PackedBatch) -> Reading:
         """One pass of the active role over a batch: packed where the architecture allows it, else padded rows."""
         if self.layout.is_packed:
+            if self._prepares_every_shape:
+                batch = batch.filled(ROUND_LENGTH)
             tree = TreeMask.carrying(batch.tree, device=self.device, dtype=self.model.dtype)
             hidden, _ = self.trunk(
                 batch.input_ids.unsqueeze(0), attention_mask=tree, position_ids=batch.positions.unsqueeze(0)

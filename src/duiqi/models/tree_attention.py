@@ -148,6 +148,9 @@ class _Part:
 class _Kernel(Protocol):
     """How the parts of a tree are computed. Tensors are ... x heads x D, log-sum-exps ... x heads."""
 
+    def backward_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What the backward pass computes in, where the forward pass computed in `dtype`."""
+
     def own(self, tree: SegmentTree) -> list[_Part]:
         """Every segment over itself: each token is a query once."""
 
@@ -213,7 +216,8 @@ class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        grad_out = gradients[0][0].transpose(0, 1)
+        dtype = ctx.plan.kernel.backward_dtype(q.dtype)
+        q, k, v, out, grad_out = (states.to(dtype) for states in (q, k, v, out, gradients[0][0].transpose(0, 1)))
         grads = tuple(torch.empty_like(states, memory_format=torch.contiguous_format) for states in (q, k, v))
         for part in ctx.plan.own + ctx.plan.shared:
             at, gradient = part.queries, grad_out[part.queries]
@@ -227,7 +231,7 @@ class _TreeAttention(torch.autograd.Function):
                     _put(whole, part, piece)
                 else:
                     whole[place] += piece
-        q_k_v = (grad.transpose(0, 1).unsqueeze(0) for grad in grads)
+        q_k_v = (grad.to(gradients[0].dtype).transpose(0, 1).unsqueeze(0) for grad in grads)
         return (*q_k_v, None, None)
 
 
@@ -247,6 +251,10 @@ class _CPU:
     filling, and what is computed for it is dropped.
     """
 
+    def backward_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        del dtype
+        return torch.float32  # in bfloat16 the kernel's backward pass is the slower one, and less exact
+
     def own(self, tree: SegmentTree) -> list[_Part]:
         parts, group = [], list[Segment]()
         for segment in sorted(tree.segments, key=lambda segment: segment.length):
@@ -257,6 +265,9 @@ class _CPU:
         return [*parts, self._together(group)]
 
     def _together(self, group: list[Segment]) -> _Part:
+        if len(group) == 1:
+            alone = slice(group[0].start, group[0].end)
+            return _Part(alone, alone, is_causal=True)
         steps = torch.arange(group[-1].length)
         starts = torch.tensor([[segment.start] for segment in group])
         ends = torch.tensor([[segment.end] for segment in group])
@@ -278,14 +289,9 @@ class _CPU:
     ) -> tuple[Tensor, Tensor, Tensor]:
         queries, keys, values, output, gradient = map(_heads_first, (q, k, v, out, grad_out))
         normaliser = _heads_first(lse.unsqueeze(-1)).squeeze(-1)
-        if q.dtype == torch.float32:
-            grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                gradient.contiguous(), queries, keys, values, output, normaliser, 0.0, part.is_causal, scale=scale
-            )
-        else:
-            grads = _by_products(
-                queries, keys, values, output, normaliser, gradient, scale=scale, is_causal=part.is_causal
-            )
+        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            gradient.contiguous(), queries, keys, values, output, normaliser, 0.0, part.is_causal, scale=scale
+        )
         grad_q, grad_k, grad_v = (
             grad.transpose(1, 2).reshape(states.shape) for grad, states in zip(grads, (q, k, v), strict=True)
         )
@@ -297,35 +303,14 @@ def _heads_first(states: Tensor) -> Tensor:
     return (states if states.ndim == 4 else states.unsqueeze(0)).transpose(1, 2)
 
 
-def _by_products(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, *, scale: float, is_causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The backward pass by plain matrix products: in bfloat16 twice as fast on CPUs as the flash kernel's.
-
-    Heads that share keys stand under one another as more queries, so their keys are read once.
-    """
-    batch, heads, length, _ = q.shape
-    shared = heads // k.shape[1]
-
-    def stacked(x: Tensor) -> Tensor:
-        return x.reshape(batch, k.shape[1], shared * length, x.shape[-1])
-
-    queries, gradient = stacked(q), stacked(grad_out)
-    probabilities = (queries @ k.transpose(2, 3)).float().mul_(scale).sub_(stacked(lse.unsqueeze(-1))).exp_()
-    if is_causal:
-        hidden = torch.ones(length, k.shape[2], dtype=torch.bool).triu(1).repeat(shared, 1)
-        probabilities.masked_fill_(hidden, 0.0)
-    delta = (gradient.float() * stacked(out).float()).sum(-1, keepdim=True)
-    grad_v = probabilities.to(v.dtype).transpose(2, 3) @ gradient
-    grad_scores = (gradient @ v.transpose(2, 3)).float().sub_(delta).mul_(probabilities).mul_(scale).to(q.dtype)
-    return (grad_scores @ k).view_as(q), grad_scores.transpose(2, 3) @ queries, grad_v
-
-
 @dataclass(frozen=True)
 class _CUDA:
     """torch's variable-length flash attention: all segments in one call, and one more for each depth of the tree."""
 
     device: torch.device
+
+    def backward_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype
 
     def own(self, tree: SegmentTree) -> list[_Part]:
         lengths = [segment.length for segment in tree.segments]

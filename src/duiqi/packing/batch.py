@@ -78,6 +78,19 @@ class PackedBatch:
         """Learned tokens of each sequence."""
         return self.rows.bincount(minlength=len(self))
 
+    def filled(self, multiple: int) -> PackedBatch:
+        """The same batch with a sequence of filling behind it, so that its tokens are a multiple of a number."""
+        missing = -self.num_tokens % multiple
+        if not missing:
+            return self
+        filling = torch.arange(missing, device=self.positions.device)
+        return replace(
+            self,
+            input_ids=torch.cat([self.input_ids, self.input_ids[:1].expand(missing)]),
+            positions=torch.cat([self.positions, filling]),
+            tree=self.tree.followed_by(missing),
+        )
+
     def padded(self) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """The same sequences, each in a row of its own, padded on the right with copies of their first token."""
         spans = [
@@ -103,7 +116,7 @@ def share_prompts(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[i
 
 
 def pack(families: Sequence[Family]) -> PackedBatch:
-    """The families in one row: each prompt once, then its answers.
+    """The families in one row: each prompt once, then its answers. An only answer and its prompt are one segment.
 
     A learned token at the very beginning of a sequence is left out: nothing predicts it.
     """
@@ -117,24 +130,24 @@ def pack(families: Sequence[Family]) -> PackedBatch:
     answers: list[tuple[int, int]] = []
     for family in families:
         prompt = (len(ids), len(ids) + len(family.prompt))
+        ids += family.prompt
         parent = None
-        if family.prompt:
+        if family.prompt and len(family.answers) > 1:
             parent = len(lengths)
             lengths.append(len(family.prompt))
             parents.append(None)
-            ids += family.prompt
         for number, answer in enumerate(family.answers):
             start = len(ids)
-            lengths.append(len(answer))
-            parents.append(parent)
             ids += answer
+            lengths.append(len(answer) if parent is not None else len(family.prompt) + len(answer))
+            parents.append(parent)
             places = torch.arange(start, len(ids))
             if family.learned is not None:
                 places = places[torch.tensor(family.learned[number], dtype=torch.bool)]
             if not family.prompt:
                 places = places[places > start]
-            first_is_after_prompt = (places == start) & (parent is not None)
-            before.append(torch.where(first_is_after_prompt, prompt[1] - 1, places - 1))
+            # Behind another answer, what predicts the first token is the end of the prompt.
+            before.append(torch.where(places == start, prompt[1] - 1, places - 1))
             targets.append(places)
             rows.append(torch.full_like(places, len(prompts)))
             prompts.append(prompt)

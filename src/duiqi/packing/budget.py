@@ -41,9 +41,9 @@ def _deal_packed(families: Sequence[Family], max_tokens: int) -> list[list[int]]
         lightest = min(range(num_bins), key=lambda b: loads[b])
         bins[lightest].append(index)
         loads[lightest] += sizes[index]
-    if max(loads) > max(max_tokens, sizes[largest_first[0]]):
-        return _first_fit(largest_first, sizes, max_tokens)
-    return [bins[b] for b in sorted(range(num_bins), key=lambda b: -loads[b])]
+    if any(load > max_tokens and len(rows) > 1 for load, rows in zip(loads, bins, strict=True)):
+        bins = _first_fit(largest_first, sizes, max_tokens)
+    return sorted(bins, key=lambda rows: -sum(sizes[row] for row in rows))
 
 
 def _first_fit(order: Sequence[int], sizes: Sequence[int], max_tokens: int) -> list[list[int]]:

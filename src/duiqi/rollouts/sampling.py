@@ -4,6 +4,7 @@ same temperature and the same tokens banned (`algorithms.log_probs`), so that th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -87,13 +88,33 @@ def keep_likely(logits: Float[Tensor, "N V"], *, top_k: int = 0, top_p: float = 
 def draw(logits: Float[Tensor, "N V"], uniforms: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
     """One token per row by inversion: the first whose cumulative probability exceeds the row's uniform number.
 
-    A row with nan in it gives some token in range; the caller sees the nan in `log_probs_of`.
+    The vocabulary is searched in two steps, first the block of tokens and then the token in it, because a cumulative
+    sum over all of it takes longer than the matrix product before it. A token of probability 0 is never drawn. A row
+    with nan in it gives some token in range; the caller sees the nan in `log_probs_of`.
     """
-    cumulative = logits.softmax(-1).cumsum(-1)
-    total = cumulative[:, -1:]
-    # Rounding may lift the product to the total itself, which no token exceeds.
-    threshold = torch.minimum(uniforms.unsqueeze(-1) * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    vocabulary = logits.shape[-1]
+    size = math.isqrt(vocabulary - 1) + 1
+    blocks = torch.nn.functional.pad(logits.softmax(-1), (0, -vocabulary % size)).view(len(logits), -1, size)
+    mass = blocks.sum(-1)
+    block, rest = _first_beyond(mass, uniforms.unsqueeze(-1) * mass.sum(-1, keepdim=True))
+    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, size)).squeeze(1)
+    token, _ = _first_beyond(inside, rest)
+    return (block * size + token).squeeze(-1).clamp(max=vocabulary - 1)
+
+
+def _first_beyond(
+    masses: Float[Tensor, "N K"], threshold: Float[Tensor, "N 1"]
+) -> tuple[Int[Tensor, "N 1"], Float[Tensor, "N 1"]]:
+    """The first place at which the running sum of a row exceeds its threshold, and what of the threshold is left there.
+
+    Rounding may lift the threshold to the whole sum, which no place exceeds, or what is left of it below zero, which
+    a place of mass 0 would exceed; so it is kept within the two.
+    """
+    running = masses.cumsum(-1)
+    whole = running[:, -1:]
+    threshold = torch.minimum(threshold.clamp(min=0.0), whole.nextafter(torch.zeros_like(whole)))
+    place = torch.searchsorted(running, threshold, right=True).clamp(max=masses.shape[-1] - 1)
+    return place, threshold - (running.gather(-1, place) - masses.gather(-1, place))
 
 
 def uniforms(*, seed: int, step: int, rows: Int[Tensor, " B"], num_tokens: int) -> Float[Tensor, "B T"]:

@@ -21,6 +21,7 @@ from duiqi.settings.resolve import dump
 from duiqi.settings.stages import StageConfig, StageName
 from duiqi.stages import dpo, ppo, pretrain, reward_model, sft
 from duiqi.training.learner import NonFiniteStep
+from duiqi.training.process import prepared_process
 from duiqi.types import StageResult
 
 STAGE_RUNNERS: dict[StageName, Callable[[Any, Run], StageResult]] = {
@@ -59,7 +60,8 @@ def run(stage: StageName, config: StageConfig, *, argv: Sequence[str] = (), view
         view=view,
     ) as journal:
         try:
-            result = STAGE_RUNNERS[stage](config, journal)
+            with prepared_process():
+                result = STAGE_RUNNERS[stage](config, journal)
         except NonFiniteStep as accident:
             raise _stop(journal, accident.finding, accident.batch) from accident
         except NonFiniteLogits as accident:

@@ -34,6 +34,8 @@ from duiqi.types import StageResult, readable
 VALUE_HEAD_NAME = "value_head.safetensors"
 LOG_PROB_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far apart, on average over the tokens, sampler and trainer may be in the precision of the base."""
+OPENING_KL = 1e-5
+"""Approximate KL per token that rounding may leave before the first update of a step; in practice below 1e-9."""
 
 
 def run(config: PPOConfig, journal: Run) -> StageResult:
@@ -64,10 +66,10 @@ def run(config: PPOConfig, journal: Run) -> StageResult:
         watch.lap("score")
         experience = cast.measure(answered)
         refuse_non_finite(experience, scored.total)
-        if step == 1:
-            check_opening(cast, experience, journal)
         if step == 1 or cast.base.model.dtype != torch.float32:
-            experience = with_trainer_log_probs(cast, experience)
+            sampled, experience = experience, with_trainer_log_probs(cast, experience)
+            if step == 1:
+                check_opening(cast, sampled, experience, journal)
         experience, credited = credit.assign(experience, scored.total)
         learned = learn(cast, learner, experience, config, step=step)
         watch.lap("train")
@@ -99,16 +101,16 @@ def with_trainer_log_probs(cast: Cast, experience: Experience) -> Experience:
     return replace(experience, old_log_probs=cast.measuring.log_probs(cast.base, experience, "policy"))
 
 
-def check_opening(cast: Cast, experience: Experience, journal: Run) -> None:
+def check_opening(cast: Cast, sampled: Experience, computed: Experience, journal: Run) -> None:
     """Before the first update: the reference is the policy, so KL is 0, and the trainer agrees with the sampler.
 
     Raises:
         GuardStop: KL is not 0, or trainer and sampler disagree; training on it would be wrong from the start.
     """
-    mask = experience.answer_mask
-    computed = cast.measuring.log_probs(cast.base, experience, "policy")
-    gaps = (computed - experience.old_log_probs)[mask].abs()
-    gap, kl = float(gaps.mean()), float((computed - experience.reference_log_probs)[mask].abs().max())
+    mask = sampled.answer_mask
+    gaps = (computed.old_log_probs - sampled.old_log_probs)[mask].abs()
+    kl = float((computed.old_log_probs - computed.reference_log_probs)[mask].abs().max())
+    gap = float(gaps.mean())
     journal.event(
         "opening_check", kl=kl, mean_gap=gap, ratio_gap=float(gaps.max().exp() - 1), reference=cast.reference_name
     )
@@ -121,6 +123,19 @@ def check_opening(cast: Cast, experience: Experience, journal: Run) -> None:
         raise GuardStop(
             f"sampler and trainer disagree: their log-probabilities differ by {gap:.2e} on average",
             remedy="set dtype: float32 and attn_implementation: eager; if it stays, please report it with config.yaml",
+        )
+
+
+def check_sampler(opening_kl: float, step: int) -> None:
+    """Before the first update of a step the ratio is 1: what was sampled is what is learned from.
+
+    Raises:
+        GuardStop: It is not, so the sampler followed another policy than the trainer's.
+    """
+    if opening_kl > OPENING_KL:
+        raise GuardStop(
+            f"sampler and trainer disagree at step {step}: approximate KL {opening_kl:.1e} per token before any update",
+            remedy="this is a fault of duiqi, not of your settings: please report it with config.yaml",
         )
 
 
@@ -157,6 +172,8 @@ def learn(cast: Cast, learner: Learner, experience: Experience, config: PPOConfi
                     skip_above=settings.ratio_threshold,
                 )
                 reports.append(report.as_metrics())
+                if len(reports) == 1:
+                    check_sampler(reports[0].get("approx_kl", 0.0), step)
             if settings.target_kl and reports[-1].get("approx_kl", 0.0) > 1.5 * settings.target_kl:
                 break
     means = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}

@@ -1,0 +1,162 @@
+"""One token at a time through lean layers: the step of the sampler, where the cost is in calls and not in arithmetic.
+
+A layer is prepared once per round of rollouts. Small bases on a CPU are copied for it: matrices that read the same
+input stand in one, and the adapter is folded into them in float32 (W + s B A). It is never folded in half precision,
+where a small update is lost in the rounding of W and the sampler would follow another policy than the one that learns.
+Large bases, and GPUs, keep their matrices where they are; only the adapter's thin ones are prepared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+
+from duiqi.models.layout import trunk_of
+from duiqi.models.lean import Matrix, inverse_norm, llama_shaped_layers, turned
+
+COPY_LIMIT = 2**30
+"""Bytes that a copy in float32 may have."""
+
+
+@dataclass(frozen=True)
+class _Thin:
+    """An adapter beside a matrix that stays as it is."""
+
+    down: Tensor
+    up: Tensor
+    columns: slice
+    """Which outputs of the joined matrix it adds to."""
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Linear layers that read the same input, as one: outputs side by side."""
+
+    weights: tuple[Tensor, ...]
+    """One joined matrix, or the matrices apart where they may not be copied."""
+    biases: tuple[Tensor | None, ...]
+    thin: tuple[_Thin, ...]
+
+    @classmethod
+    def of(cls, matrices: Sequence[Matrix], *, copy: bool) -> _Joined:
+        if copy:
+            weight = torch.cat([matrix.folded() for matrix in matrices])
+            biases = [weight.new_zeros(len(m.weight)) if m.bias is None else m.bias.float() for m in matrices]
+            has_bias = any(matrix.bias is not None for matrix in matrices)
+            return cls((weight,), (torch.cat(biases) if has_bias else None,), ())
+        thin, start = [], 0
+        for matrix in matrices:
+            stop = start + len(matrix.weight)
+            if matrix.thin is not None:
+                thin.append(_Thin(*matrix.thin, slice(start, stop)))
+            start = stop
+        return cls(tuple(m.weight for m in matrices), tuple(m.bias for m in matrices), tuple(thin))
+
+    def __call__(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """All outputs of x (N x K), side by side; added to `onto` if given."""
+        parts = [nn.functional.linear(x, w, b) for w, b in zip(self.weights, self.biases, strict=True)]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        for thin in self.thin:
+            y[:, thin.columns].addmm_(x @ thin.down.t(), thin.up.t())
+        return y if onto is None else y.add_(onto)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A decoder layer, prepared."""
+
+    layer: Any
+    projections: _Joined
+    output: _Joined
+    gated: _Joined
+    down: _Joined
+    heads: int
+    key_heads: int
+
+    @classmethod
+    def of(cls, layer: Any, *, copy: bool) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        query, key, value = map(Matrix.of, (attention.q_proj, attention.k_proj, attention.v_proj))
+        return cls(
+            layer,
+            _Joined.of([query, key, value], copy=copy),
+            _Joined.of([Matrix.of(attention.o_proj)], copy=copy),
+            _Joined.of([Matrix.of(mlp.gate_proj), Matrix.of(mlp.up_proj)], copy=copy),
+            _Joined.of([Matrix.of(mlp.down_proj)], copy=copy),
+            heads=len(query.weight) // attention.head_dim,
+            key_heads=len(key.weight) // attention.head_dim,
+        )
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, mask: Tensor | None) -> Tensor:
+        """The next hidden states (N x H) of one new token per row."""
+        layer, attention = self.layer, self.layer.self_attn
+        joined = self.projections(_normed(x, layer.input_layernorm))
+        states = joined.view(len(x), self.heads + 2 * self.key_heads, attention.head_dim)
+        turning, value = states.split([self.heads + self.key_heads, self.key_heads], dim=1)
+        if hasattr(attention, "q_norm"):
+            query, key = turning.split([self.heads, self.key_heads], dim=1)
+            turning = torch.cat([attention.q_norm(query), attention.k_norm(key)], dim=1)
+        query, key = turned(turning, cos, sin, 1).split([self.heads, self.key_heads], dim=1)
+        keys, values = cache.update(key.unsqueeze(2), value.unsqueeze(2), attention.layer_idx)
+        attended = _attend(query.unsqueeze(2).to(keys.dtype), keys, values, mask, attention.scaling)
+        x = self.output(attended.reshape(len(x), -1).to(x.dtype), onto=x)
+        gate, up = self.gated(_normed(x, layer.post_attention_layernorm)).chunk(2, dim=-1)
+        return self.down(nn.functional.silu(gate).mul_(up), onto=x)
+
+
+@dataclass(frozen=True)
+class LeanDecoder:
+    """The layers of a network with one adapter heard, ready to take one token per row."""
+
+    trunk: Any
+    layers: list[_Layer]
+    is_copy: bool
+    """Whether the layers are copies in float32."""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, network: PreTrainedModel) -> LeanDecoder:
+        """Prepare the network as it is now; an update of its adapter needs another one."""
+        layers = llama_shaped_layers(network)
+        size = 4 * sum(p.numel() for layer in layers for p in layer.parameters())
+        copy = size <= COPY_LIMIT and network.device.type == "cpu"
+        return cls(trunk_of(network), [_Layer.of(layer, copy=copy) for layer in layers], is_copy=copy)
+
+    def step(self, ids: Tensor, positions: Tensor, cache: Cache, visible: Tensor | None) -> Tensor:
+        """Hidden states (N x 1 x H, after the final norm) of one token per row (N x 1), the cache grown by it.
+
+        Args:
+            visible: True at the tokens of the cache, and the new one, that are not padding (N x S); None: all.
+        """
+        embedded: Tensor = self.trunk.embed_tokens(ids.squeeze(1))
+        x = embedded.float() if self.is_copy else embedded
+        cos, sin = self.trunk.rotary_emb(x, positions)
+        half = cos.shape[-1] // 2
+        cos, sin = cos[..., :half], sin[..., :half]
+        mask = None
+        if visible is not None:
+            hidden = ~visible.bool()[:, None, None, :]
+            mask = torch.zeros(hidden.shape, dtype=embedded.dtype, device=x.device).masked_fill_(hidden, -torch.inf)
+        for layer in self.layers:
+            x = layer(x, cos, sin, cache, mask)
+        return _normed(x, self.trunk.norm).to(embedded.dtype).unsqueeze(1)
+
+
+def _normed(x: Tensor, norm: Any) -> Tensor:
+    normed: Tensor = (x * inverse_norm(x, norm.variance_epsilon)).mul_(norm.weight).to(x.dtype)
+    return normed
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """One query per row over all keys that it may see; heads that share keys are not given copies of them."""
+    if query.device.type == "cpu":
+        found: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, keys, values, 0.0, False, attn_mask=mask, scale=scale
+        )[0]
+        return found
+    return nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
