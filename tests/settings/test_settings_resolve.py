@@ -18,7 +18,7 @@ import duiqi.settings.groups as groups
 from duiqi.errors import SettingsError
 from duiqi.settings.conditions import ONLY_WITH, is_active, listing
 from duiqi.settings.describe import SettingInfo, known_settings
-from duiqi.settings.recipe import Given, read_recipe
+from duiqi.settings.recipe import Given, read_recipe, to_yaml
 from duiqi.settings.resolve import dump, resolve
 from duiqi.settings.stages import STAGES, PPOConfig, StageConfig, StageName
 
@@ -166,6 +166,15 @@ class TestRefusals:
             ("ppo", {"whiten_advantages": False, "advantage": "rloo"}, "has no effect with advantage=rloo"),
             ("ppo", {"gamma": 0.9, "advantage": "grpo"}, "set advantage=gae or reinforce++"),
             ("ppo", {"target_kl": 0.2, "ppo_epochs": 1}, "set ppo_epochs above 1"),
+            ("ppo", {"vllm_python": "python"}, "has no effect with rollout_engine=own\n  -> remove it, or set"),
+            ("ppo", {"importance_cap": 3.0}, "set rollout_engine=vllm"),
+            ("ppo", {"rollout_engine": "vllm", "generation_batch_size": 8}, "set rollout_engine=own"),
+            (
+                "ppo",
+                {"rollout_engine": "vllm", "vllm_url": "http://localhost:8000", "vllm_memory_share": 0.5},
+                "has no effect with vllm_python=null: there is no server that duiqi starts\n"
+                "  -> remove it, or set vllm_python",
+            ),
         ],
     )
     def test_what_would_be_ignored_is_refused(self, stage: StageName, values: dict[str, Any], words: str) -> None:
@@ -298,6 +307,7 @@ def values_of(setting: SettingInfo) -> st.SearchStrategy[Any]:
         "integer of at least 0": st.integers(0, 10**9),
         "number": st.floats(allow_nan=False, allow_infinity=False),
         "number above 0": st.floats(0, 1e300, exclude_min=True),
+        "number of at least 1": st.floats(1, 1e300),
         "number above 1": st.floats(1, 1e300, exclude_min=True),
         "number of at least 0": st.floats(0, 1e300),
         "number from 0 to 1": st.floats(0, 1),
@@ -310,7 +320,10 @@ def values_of(setting: SettingInfo) -> st.SearchStrategy[Any]:
     values = (
         st.sampled_from(setting.choices) if setting.choices else numbers[setting.type_text.removesuffix(", or null")]
     )
-    return values | st.none() if setting.allows_none else values
+    if not setting.allows_none:
+        return values
+    # Where null is a value, the words for it are no text: `configs` would take a setting for given that is not.
+    return values.filter(lambda value: str(value).lower() not in ("null", "none")) | st.none()
 
 
 @st.composite
@@ -334,12 +347,14 @@ class TestDump:
         self, tmp_path_factory: pytest.TempPathFactory, drawn: tuple[StageName, StageConfig]
     ) -> None:
         stage, config = drawn
-        text = yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True, width=120)
+        text = to_yaml(dump(config))
         assert resolve(stage, recipe=write_recipe(tmp_path_factory.mktemp("dump"), text)) == config
 
     def test_it_has_the_order_of_the_help(self) -> None:
-        config = resolve("ppo", values={**SCORED, "val_size": 1, "kl_target": 6.0, "score_norm": False})
-        assert list(dump(config)) == [setting.name for setting in known_settings("ppo")]
+        vllm = {"rollout_engine": "vllm", "vllm_python": "python"}
+        config = resolve("ppo", values={**SCORED, **vllm, "val_size": 1, "kl_target": 6.0, "score_norm": False})
+        names = [setting.name for setting in known_settings("ppo") if setting.name != "generation_batch_size"]
+        assert list(dump(config)) == names
 
     def test_it_leaves_out_what_has_no_effect(self) -> None:
         config = resolve("dpo", values={**REQUIRED, "finetuning_type": "full", "pref_loss": "orpo"})
@@ -405,7 +420,7 @@ class TestKnownSettings:
 
     def test_names_are_unique_over_all_groups(self) -> None:
         classes = [value for name, value in vars(groups).items() if name.endswith("Settings")]
-        assert len(classes) == 17
+        assert len(classes) == 18
         names = [field.name for group in classes for field in fields(group)]
         assert len(names) == len(set(names))
 
@@ -421,7 +436,7 @@ class TestKnownSettings:
 
     def test_every_setting_is_read_somewhere(self) -> None:
         known = {setting.name for stage in STAGES for setting in known_settings(stage)}
-        assert len(known) == 95
+        assert len(known) == 102
         sources = [path for path in SOURCE.rglob("*.py") if path.parent.name != "settings"]
         read = {
             node.attr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ def digest(tensors: dict[str, Tensor]) -> str:
 
 def open_cast(workshop: Workshop, directory: Path, **changes: Any) -> Cast:
     config = resolve("ppo", values=workshop.settings("ppo", directory, **changes))
-    with Run.open(directory, stage="ppo", settings=dump(config), argv=[]) as journal:
-        return assemble_cast(config, journal)
+    with Run.open(directory, stage="ppo", settings=dump(config), argv=[]) as journal, ExitStack() as resources:
+        return assemble_cast(config, journal, resources)
 
 
 def base_weights(cast: Cast) -> dict[str, Tensor]:

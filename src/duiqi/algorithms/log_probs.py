@@ -16,8 +16,9 @@ it finite. With -inf an entropy would be nan, because 0 times -inf is."""
 
 CHUNK_LOGITS = 2**23
 """Logits that exist at a time: 32 MiB in float32."""
-SMALLEST_CHUNK = 32
-"""Positions computed together at least: fewer would read the whole head for next to nothing."""
+SMALLEST_CHUNK = 64
+"""Positions computed together at least, for fewer would read the whole head for next to nothing; a chunk is a multiple
+of them, and so are all positions where every new number of them costs."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,13 @@ def head_log_probs(
         ban: Tokens that could not be drawn.
         chunk_size: Positions projected at once; by default as many as make `CHUNK_LOGITS` logits.
     """
-    size = chunk_size or max(SMALLEST_CHUNK, CHUNK_LOGITS // len(head.weight))
+    size = chunk_size or max(1, CHUNK_LOGITS // len(head.weight) // SMALLEST_CHUNK) * SMALLEST_CHUNK
     if not with_entropy and (head.is_frozen or not torch.is_grad_enabled()):
+        count = len(hidden)
+        if head.weight.device.type == "cpu" and head.weight.dtype == torch.bfloat16:
+            hidden, targets, ban = _filled(hidden, targets, ban)
         log_probs: Tensor = _OnePass.apply(hidden, targets, head, temperature, ban, size)  # type: ignore[no-untyped-call]
-        return LogProbs(log_probs, None)
+        return LogProbs(log_probs[:count], None)
 
     def measure(states: Tensor, tokens: Tensor, banned: Ban | None) -> tuple[Tensor, Tensor]:
         logits = head(states)
@@ -138,6 +142,17 @@ def head_log_probs(
             parts.append(measure(*given))
     log_probs = torch.cat([part[0] for part in parts])
     return LogProbs(log_probs, torch.cat([part[1] for part in parts]) if with_entropy else None)
+
+
+def _filled(hidden: Tensor, targets: Tensor, ban: Ban | None) -> tuple[Tensor, Tensor, Ban | None]:
+    """The same with positions of nothing behind, a round number in all.
+
+    In bfloat16 on a CPU, oneDNN compiles and keeps a kernel for every new size of a matrix product.
+    """
+    missing = -len(hidden) % SMALLEST_CHUNK
+    if ban is not None:
+        ban = replace(ban, positions=torch.nn.functional.pad(ban.positions, (0, missing)))
+    return torch.nn.functional.pad(hidden, (0, 0, 0, missing)), torch.nn.functional.pad(targets, (0, missing)), ban
 
 
 class _OnePass(torch.autograd.Function):

@@ -21,6 +21,7 @@ from duiqi.journal.lines import JsonLines, encode_line
 from duiqi.journal.lock import DirectoryLock
 from duiqi.journal.provenance import git_revision, hardware, versions
 from duiqi.journal.terminal import SilentView, View
+from duiqi.settings.recipe import to_yaml
 from duiqi.types import TrainingTotals
 
 CheckpointName = Literal["best", "last"]
@@ -30,7 +31,17 @@ _ABOUT_THE_START = frozenset({"resume_from_checkpoint", "overwrite_output_dir"})
 """Settings that say what becomes of a run already there. They are no part of the run, so `config.yaml` lacks them."""
 
 _RECORDS = ("config.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "rejects.jsonl")
-_RESULTS = ("all_results.json", "train_results.json", "report.html", "plots", "anomaly", "checkpoints", "best", "last")
+_RESULTS = (
+    "all_results.json",
+    "train_results.json",
+    "report.html",
+    "plots",
+    "anomaly",
+    "checkpoints",
+    "best",
+    "last",
+    "vllm",
+)
 _MODEL = (
     "duiqi.json",
     "adapter_config.json",
@@ -111,7 +122,7 @@ class Run:
         config = self.directory / "config.yaml"
         before = yaml.safe_load(config.read_text(encoding="utf-8")) or {} if is_resumed and config.exists() else {}
         kept = {name: value for name, value in settings.items() if name not in _ABOUT_THE_START}
-        atomic_write_text(config, yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120))
+        atomic_write_text(config, to_yaml(kept))
         manifest = self.directory / "manifest.json"
         if is_resumed and manifest.exists():
             self._manifest = json.loads(manifest.read_text(encoding="utf-8"))

@@ -174,7 +174,8 @@ def _is_plain(linear: nn.Module) -> bool:
         return True
     dropout = layer.lora_dropout[name]
     is_silent = isinstance(dropout, nn.Identity) or not dropout.training or dropout.p == 0.0
-    return is_silent and name not in layer.lora_variant and layer.lora_A[name].bias is None and not layer.merged
+    has_bias = layer.lora_A[name].bias is not None or layer.lora_B[name].bias is not None
+    return is_silent and name not in layer.lora_variant and not has_bias and not layer.merged
 
 
 def _times(matrix: Matrix, x: Tensor, onto: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -19,8 +19,8 @@ from transformers import Cache, PreTrainedModel
 from duiqi.models.layout import trunk_of
 from duiqi.models.lean import Matrix, inverse_norm, llama_shaped_layers, turned
 
-COPY_LIMIT = 2**30
-"""Bytes that a copy in float32 may have."""
+COPY_LIMIT = 2**28
+"""Bytes that a copy in float32 may have; it stays until the adapter has changed."""
 
 
 @dataclass(frozen=True)

@@ -265,8 +265,13 @@ class SharedBase:
         use_cache: bool = False,
     ) -> tuple[Float[Tensor, "B T H"], Cache | None]:
         """Last hidden states (after the final norm) of the active role, and the cache if asked for."""
-        one_each = use_cache and input_ids.shape[1] == 1 and position_ids is not None
-        if one_each and past_key_values is not None and self._decodes_lean(past_key_values):
+        one_each = use_cache and input_ids.shape[1] == 1
+        if (
+            one_each
+            and position_ids is not None
+            and past_key_values is not None
+            and self._decodes_lean(past_key_values)
+        ):
             return self._decoder().step(input_ids, position_ids, past_key_values, attention_mask), past_key_values
         output = trunk_of(self._active.network)(
             input_ids=input_ids,
@@ -282,7 +287,8 @@ class SharedBase:
         if not self.layout.is_lean or torch.is_grad_enabled() or self._active.network is not self.model:
             return False
         spec = self._active.config
-        return not any(layer.is_sliding for layer in cache.layers) and not (spec is not None and spec.use_dora)
+        is_plain = spec is None or not (spec.use_dora or spec.lora_bias)
+        return is_plain and not any(layer.is_sliding for layer in cache.layers)
 
     def _decoder(self) -> LeanDecoder:
         """The layers prepared for the active role; whether they still are is asked once per `acting`."""

@@ -78,6 +78,12 @@ _A_NEW_ADAPTER = (
 _EVALUATION = Condition(
     ("eval_dataset", "val_size"), bool, "eval_dataset or val_size", reason="there is nothing to evaluate on"
 )
+_OUR_OWN_SERVER = (
+    _one_of("rollout_engine", "vllm"),
+    Condition(
+        ("vllm_python",), lambda value: value is not None, "vllm_python", reason="there is no server that duiqi starts"
+    ),
+)
 
 ONLY_WITH: dict[str, tuple[Condition, ...]] = {
     **dict.fromkeys(
@@ -98,5 +104,8 @@ ONLY_WITH: dict[str, tuple[Condition, ...]] = {
     "kl_horizon": (_above("kl_target", 0),),
     "target_kl": (_above("ppo_epochs", 1),),
     **dict.fromkeys(("top_p", "top_k"), (_above("temperature", 0),)),
+    "generation_batch_size": (_one_of("rollout_engine", "own"),),
+    **dict.fromkeys(("vllm_python", "vllm_url", "importance_cap"), (_one_of("rollout_engine", "vllm"),)),
+    **dict.fromkeys(("vllm_startup_seconds", "vllm_memory_share", "vllm_args"), _OUR_OWN_SERVER),
 }
 """The conditions of each setting, all of which must be met."""

@@ -313,3 +313,23 @@ class PPOSettings:
     """Skip an optimizer step whose mean probability ratio exceeds this."""
     num_eval_samples: Count = 4
     """Held-out answers written to samples.jsonl at every evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class RolloutSettings:
+    """Rollouts"""
+
+    rollout_engine: Literal["own", "vllm"] = "own"
+    """What samples the answers: own decodes on the training weights; vllm is a server beside it (docs/vllm.md)."""
+    vllm_python: str | None = None
+    """The interpreter of the environment that vLLM is installed in; duiqi starts and ends the server."""
+    vllm_url: str | None = None
+    """A vLLM server that runs already, instead of one that duiqi starts: http://host:port."""
+    vllm_startup_seconds: Positive = 600
+    """Seconds that a server started by duiqi may take to be ready."""
+    vllm_memory_share: Annotated[float, Gt(0), Le(1)] = 0.3
+    """Share of the device's memory for a server started by duiqi; training needs the rest."""
+    vllm_args: str = ""
+    """More options for a server started by duiqi, as on vLLM's own command line."""
+    importance_cap: Annotated[float, Ge(1)] = 2.0
+    """Largest weight of a token that the trainer finds likelier than vLLM did."""

@@ -1,7 +1,8 @@
-"""Reading a recipe: a flat YAML (or JSON) file of settings, each remembered with its line."""
+"""Recipes: flat YAML (or JSON) files of settings, read with every setting's line, and written so that they read back."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,14 @@ def _kind(node: yaml.Node) -> str:
 
 def _place(path: Path, node: yaml.Node) -> str:
     return f"{path}:{node.start_mark.line + 1}"
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Settings as a recipe that reads back as the same, in plain Unicode where that does.
+
+    PyYAML writes a few of Unicode's line separators as they are, and reads them as spaces.
+    """
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120)
+    if yaml.safe_load(text) == dict(values):
+        return str(text)
+    return str(yaml.safe_dump(dict(values), sort_keys=False, width=120))

@@ -19,6 +19,7 @@ from duiqi.settings.groups import (
     ReferenceSettings,
     ReuseSettings,
     RewardModelSettings,
+    RolloutSettings,
     RunSettings,
     SamplingSettings,
     ScoreSettings,
@@ -100,6 +101,7 @@ class PPOConfig:
     score: ScoreSettings
     reference: ReferenceSettings
     sampling: SamplingSettings
+    rollouts: RolloutSettings
     ppo: PPOSettings
     optimizer: OptimizerSettings
     run: RunSettings

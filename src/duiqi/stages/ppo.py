@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,13 @@ from duiqi.guards.finite import first_non_finite
 from duiqi.journal.run import Run
 from duiqi.models.saving import save_role
 from duiqi.rollouts.experience import Experience
+from duiqi.rollouts.vllm_engine import PROBE_TOLERANCE
 from duiqi.settings.groups import PPOSettings
 from duiqi.settings.stages import PPOConfig
 from duiqi.stages.materials import count_steps, make_cadence, make_learner
 from duiqi.stages.ppo_cast import Answered, Cast, assemble_cast
 from duiqi.stages.ppo_credit import Credit
+from duiqi.stages.ppo_rollouts import weighted_by_importance
 from duiqi.training.learner import Learner, NonFiniteStep
 from duiqi.training.session import BestBy, Session
 from duiqi.training.stopwatch import Stopwatch
@@ -33,55 +35,58 @@ from duiqi.types import StageResult, readable
 
 VALUE_HEAD_NAME = "value_head.safetensors"
 LOG_PROB_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""How far apart, on average over the tokens, sampler and trainer may be in the precision of the base."""
+"""How far apart, on average over the tokens, the own sampler and the trainer may be in the precision of the base."""
 OPENING_KL = 1e-5
 """Approximate KL per token that rounding may leave before the first update of a step; in practice below 1e-9."""
 
 
 def run(config: PPOConfig, journal: Run) -> StageResult:
     """Train the policy on scored answers of its own (Schulman et al. 2017; Ouyang et al. 2022, section 3.5)."""
-    settings, seed = config.ppo, config.optimizer.seed
-    cast = assemble_cast(config, journal)
-    prompts_per_step = settings.rollout_batch_size // settings.answers_per_prompt
-    plan = BatchPlan(len(cast.prompts), batch_size=prompts_per_step, seed=seed)
-    total_steps = count_steps(len(cast.prompts), prompts_per_step, config.optimizer)
-    learner = make_learner(cast.base, config.optimizer, total_steps, journal)
-    credit = Credit.start(settings, config.score)
-    session = Session(
-        journal,
-        learner,
-        cadence=make_cadence(config.run, total_steps),
-        save_model=lambda directory: save(cast, directory),
-        evaluate=lambda step: evaluate(cast, journal, step),
-        best_by=BestBy("eval_score", greater_is_better=True),
-        rows_per_epoch=len(cast.prompts),
-        state=(credit.state, credit.load_state),
-    )
-    for step in session.steps():
-        watch = Stopwatch()
-        rows = plan.rows(step - 1)
-        answered = cast.answer(rows, step=step)
-        watch.lap("generate")
-        scored = cast.score(answered)
-        watch.lap("score")
-        experience = cast.measure(answered)
-        refuse_non_finite(experience, scored.total)
-        if step == 1 or cast.base.model.dtype != torch.float32:
-            sampled, experience = experience, with_trainer_log_probs(cast, experience)
+    with ExitStack() as resources:
+        settings, seed = config.ppo, config.optimizer.seed
+        cast = assemble_cast(config, journal, resources)
+        prompts_per_step = settings.rollout_batch_size // settings.answers_per_prompt
+        plan = BatchPlan(len(cast.prompts), batch_size=prompts_per_step, seed=seed)
+        total_steps = count_steps(len(cast.prompts), prompts_per_step, config.optimizer)
+        learner = make_learner(cast.base, config.optimizer, total_steps, journal)
+        credit = Credit.start(settings, config.score)
+        session = Session(
+            journal,
+            learner,
+            cadence=make_cadence(config.run, total_steps),
+            save_model=lambda directory: save(cast, directory),
+            evaluate=lambda step: evaluate(cast, journal, step),
+            best_by=BestBy("eval_score", greater_is_better=True),
+            rows_per_epoch=len(cast.prompts),
+            state=(credit.state, credit.load_state),
+        )
+        for step in session.steps():
+            watch = Stopwatch()
+            rows = plan.rows(step - 1)
+            answered = cast.answer(rows, step=step)
+            watch.lap("generate")
+            scored = cast.score(answered)
+            watch.lap("score")
+            sampled = experience = cast.measure(answered)
+            refuse_non_finite(sampled, scored.total)
+            if step == 1 or not cast.samples_exactly:
+                experience = with_trainer_log_probs(cast, sampled)
             if step == 1:
                 check_opening(cast, sampled, experience, journal)
-        experience, credited = credit.assign(experience, scored.total)
-        learned = learn(cast, learner, experience, config, step=step)
-        watch.lap("train")
-        metrics = {
-            **credited,
-            **{f"score/{name}": float(part.mean()) for name, part in scored.parts.items()},
-            **answer_statistics(answered.rollouts),
-            **learned,
-            **watch.report(experience.num_tokens),
-        }
-        session.record(step, most_telling_first(metrics), samples=len(rows))
-    return session.finish("ppo")
+            experience, credited = credit.assign(experience, scored.total)
+            experience, mismatch = weighted_by_importance(experience, sampled, cap=cast.importance_cap)
+            learned = learn(cast, learner, experience, config, step=step)
+            watch.lap("train")
+            metrics = {
+                **credited,
+                **{f"score/{name}": float(part.mean()) for name, part in scored.parts.items()},
+                **answer_statistics(answered.rollouts),
+                **learned,
+                **mismatch,
+                **watch.report(experience.num_tokens),
+            }
+            session.record(step, most_telling_first(metrics), samples=len(rows))
+        return session.finish("ppo")
 
 
 MOST_TELLING = ("score", "kl", "answer_length", "eos_rate", "entropy")
@@ -95,8 +100,9 @@ def most_telling_first(metrics: Mapping[str, float]) -> dict[str, float]:
 def with_trainer_log_probs(cast: Cast, experience: Experience) -> Experience:
     """The experience with the trainer's own log-probabilities as the old ones, so that ratios begin at 1 exactly.
 
-    In float32 the sampler's agree to the last digits and are used as they are after the first step; in half precision
-    rounding differs with the shape of a batch, and that must not look like a change of the policy.
+    In float32 the own sampler's agree to the last digits and are used as they are after the first step; in half
+    precision rounding differs with the shape of a batch, and vLLM has other kernels: that must not look like a change
+    of the policy.
     """
     return replace(experience, old_log_probs=cast.measuring.log_probs(cast.base, experience, "policy"))
 
@@ -119,10 +125,13 @@ def check_opening(cast: Cast, sampled: Experience, computed: Experience, journal
             f"the reference is not the policy at step 0: their log-probabilities differ by up to {kl:.2e}",
             remedy="this is a fault of duiqi, not of your settings: please report it with config.yaml",
         )
-    if gap > LOG_PROB_TOLERANCE[cast.base.model.dtype]:
+    tolerance = LOG_PROB_TOLERANCE
+    remedy = "set dtype: float32 and attn_implementation: eager; if it stays, please report it with config.yaml"
+    if cast.importance_cap is not None:
+        tolerance, remedy = PROBE_TOLERANCE, "see docs/vllm.md; rollout_engine: own samples without vLLM"
+    if gap > tolerance[cast.base.model.dtype]:
         raise GuardStop(
-            f"sampler and trainer disagree: their log-probabilities differ by {gap:.2e} on average",
-            remedy="set dtype: float32 and attn_implementation: eager; if it stays, please report it with config.yaml",
+            f"sampler and trainer disagree: their log-probabilities differ by {gap:.2e} on average", remedy=remedy
         )
 
 

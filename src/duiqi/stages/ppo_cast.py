@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from duiqi.algorithms.kl import ADAPTIVE_CLIP
@@ -18,7 +20,6 @@ from duiqi.models.card import ModelCard
 from duiqi.models.loading import load_tokenizer, locate
 from duiqi.models.reward import SharedReward
 from duiqi.models.shared_base import SharedBase
-from duiqi.rollouts.decoder import Decoder
 from duiqi.rollouts.engine import Engine
 from duiqi.rollouts.experience import Experience, Measuring, assemble
 from duiqi.rollouts.scoring import (
@@ -47,6 +48,7 @@ from duiqi.stages.materials import (
     seat_policy,
     seat_reference,
 )
+from duiqi.stages.ppo_rollouts import check_rollouts, make_engine, make_sampling
 from duiqi.types import Example, Rollout, Sampling
 
 
@@ -81,6 +83,13 @@ class Cast:
     reference_is_policy: bool
     """Whether the reference is the policy as it was at step 0."""
     num_samples: int
+    importance_cap: float | None
+    """Largest importance weight of a token where the sampler is not the trainer; None: it is."""
+
+    @property
+    def samples_exactly(self) -> bool:
+        """Whether the sampler's log-probabilities are the trainer's to the last digits: the own decoder, in float32."""
+        return self.importance_cap is None and self.base.model.dtype == torch.float32
 
     def answer(self, rows: Sequence[int], *, step: int, held_out: bool = False) -> Answered:
         """Sample answers to these prompts, `answers_per_prompt` to each (one to a held-out prompt)."""
@@ -111,13 +120,13 @@ class Cast:
         )
         reference = self.measuring.log_probs(self.base, experience, "reference")
         values = experience.values
-        if self.critic == "adapter":
+        if self.critic != "none" and not answered.rollouts[0].values:
             values = self.measuring.values(self.base, experience, "value")
         return replace(experience, reference_log_probs=reference, values=values)
 
 
-def assemble_cast(config: PPOConfig, journal: Run) -> Cast:
-    """Load one base, seat the roles on it, read the prompts.
+def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast:
+    """Load one base, seat the roles on it, read the prompts. A server that is started for it ends with `resources`.
 
     Raises:
         UserError: A model, adapter, reward, dataset or setting does not fit the others.
@@ -149,12 +158,23 @@ def assemble_cast(config: PPOConfig, journal: Run) -> Cast:
             critic, "an adapter of its own"
         ),
     )
+    max_prompt_tokens = make_budget(config.data, config.prompt).prompt
+    opening = encode_prompt(template, tokenizer, messages=rows.train[0].prompt, max_prompt_tokens=max_prompt_tokens)
     return Cast(
         base=base,
         tokenizer=tokenizer,
         template=template,
         card=make_card("ppo", base, start, template),
-        engine=_make_engine(base, tokenizer, template, config),
+        engine=make_engine(
+            config,
+            base,
+            tokenizer=tokenizer,
+            template=template,
+            opening=opening,
+            max_prompt_tokens=max_prompt_tokens,
+            journal=journal,
+            resources=resources,
+        ),
         scorer=ScoreMix(tuple(parts)),
         measuring=Measuring(
             temperature=sampling.temperature,
@@ -164,26 +184,13 @@ def assemble_cast(config: PPOConfig, journal: Run) -> Cast:
         sampling=sampling,
         prompts=rows.train,
         held_out=rows.held_out,
-        max_prompt_tokens=make_budget(config.data, config.prompt).prompt,
+        max_prompt_tokens=max_prompt_tokens,
         answers_per_prompt=config.ppo.answers_per_prompt,
         critic=critic,
         reference_name=reference_name,
         reference_is_policy=config.reference.ref_model is None,
         num_samples=config.ppo.num_eval_samples,
-    )
-
-
-def make_sampling(config: PPOConfig) -> Sampling:
-    """How rollouts are drawn."""
-    s = config.sampling
-    return Sampling(
-        max_new_tokens=s.max_new_tokens,
-        min_new_tokens=s.min_new_tokens,
-        temperature=s.temperature,
-        top_p=s.top_p,
-        top_k=s.top_k,
-        repetition_penalty=s.repetition_penalty,
-        seed=config.optimizer.seed,
+        importance_cap=config.rollouts.importance_cap if config.rollouts.rollout_engine == "vllm" else None,
     )
 
 
@@ -221,6 +228,7 @@ def _check_settings(config: PPOConfig, journal: Run) -> None:
             where="gradient_checkpointing",
             remedy="set critic: shared, or lower tokens_per_micro_batch instead",
         )
+    check_rollouts(config)
     if not make_sampling(config).is_plain:
         warning = (
             "top_p, top_k or repetition_penalty changes the distribution that answers are drawn from, "
@@ -281,17 +289,3 @@ def _seat_critic(base: SharedBase, config: PPOConfig) -> str:
     base.seat_copy("value", source, trainable=True)
     base.add_head("value", base.heads["reward"].weight if source == "reward" else None)
     return "adapter"
-
-
-def _make_engine(base: SharedBase, tokenizer: PreTrainedTokenizerBase, template: Template, config: PPOConfig) -> Engine:
-    def decode(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=True))
-
-    return Decoder(
-        base,
-        decode=decode,
-        stop_token_ids=template.stop_token_ids,
-        pad_token_id=int(tokenizer.pad_token_id),
-        max_batch_rows=config.sampling.generation_batch_size,
-        active=lambda: base.acting("policy"),
-    )
