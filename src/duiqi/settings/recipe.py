@@ -1,4 +1,4 @@
-"""Recipes: flat YAML (or JSON) files of settings, read with every setting's line, and written so that they read back."""
+"""Recipes: flat YAML (or JSON) files of settings, read with each one's line, and written so that they read back."""
 
 from __future__ import annotations
 
