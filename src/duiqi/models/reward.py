@@ -40,14 +40,13 @@ class SharedReward:
 
     def score(self, families: Sequence[Family], *, max_tokens: int = 8192) -> Float[Tensor, " B"]:
         """The score of every answer in order, on the CPU in float32; answers to one prompt share its computation."""
-        ends = torch.tensor([len(family.answers) for family in families]).cumsum(0).tolist()
-        scores = torch.zeros(ends[-1])
+        by_family: dict[int, Tensor] = {}
         with self.base.acting(self.role):
             for picked in deal(families, max_tokens=max_tokens, packed=self.base.layout.is_packed):
-                rows = [row for i in picked for row in range(ends[i] - len(families[i].answers), ends[i])]
-                batch = pack([families[i] for i in picked]).to(self.base.device)
-                scores[rows] = measure_scores(self.base, batch, self.role).float().cpu()
-        return scores
+                own = [families[i] for i in picked]
+                scores = measure_scores(self.base, pack(own).to(self.base.device), self.role).float().cpu()
+                by_family.update(zip(picked, scores.split([len(family.answers) for family in own]), strict=True))
+        return torch.cat([by_family[i] for i in range(len(families))])
 
 
 @dataclass(frozen=True)
