@@ -8,7 +8,6 @@ Large bases, and GPUs, keep their matrices where they are; only the adapter's th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,53 +16,10 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from duiqi.models.layout import trunk_of
-from duiqi.models.lean import Matrix, inverse_norm, llama_shaped_layers, turned
+from duiqi.models.lean import Joined, inverse_norm, llama_shaped_layers, turn_
 
 COPY_LIMIT = 2**28
 """Bytes that a copy in float32 may have; it stays until the adapter has changed."""
-
-
-@dataclass(frozen=True)
-class _Thin:
-    """An adapter beside a matrix that stays as it is."""
-
-    down: Tensor
-    up: Tensor
-    columns: slice
-    """Which outputs of the joined matrix it adds to."""
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """Linear layers that read the same input, as one: outputs side by side."""
-
-    weights: tuple[Tensor, ...]
-    """One joined matrix, or the matrices apart where they may not be copied."""
-    biases: tuple[Tensor | None, ...]
-    thin: tuple[_Thin, ...]
-
-    @classmethod
-    def of(cls, matrices: Sequence[Matrix], *, copy: bool) -> _Joined:
-        if copy:
-            weight = torch.cat([matrix.folded() for matrix in matrices])
-            biases = [weight.new_zeros(len(m.weight)) if m.bias is None else m.bias.float() for m in matrices]
-            has_bias = any(matrix.bias is not None for matrix in matrices)
-            return cls((weight,), (torch.cat(biases) if has_bias else None,), ())
-        thin, start = [], 0
-        for matrix in matrices:
-            stop = start + len(matrix.weight)
-            if matrix.thin is not None:
-                thin.append(_Thin(*matrix.thin, slice(start, stop)))
-            start = stop
-        return cls(tuple(m.weight for m in matrices), tuple(m.bias for m in matrices), tuple(thin))
-
-    def __call__(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
-        """All outputs of x (N x K), side by side; added to `onto` if given."""
-        parts = [nn.functional.linear(x, w, b) for w, b in zip(self.weights, self.biases, strict=True)]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        for thin in self.thin:
-            y[:, thin.columns].addmm_(x @ thin.down.t(), thin.up.t())
-        return y if onto is None else y.add_(onto)
 
 
 @dataclass(frozen=True)
@@ -71,42 +27,45 @@ class _Layer:
     """A decoder layer, prepared."""
 
     layer: Any
-    projections: _Joined
-    output: _Joined
-    gated: _Joined
-    down: _Joined
+    projections: Joined
+    output: Joined
+    gated: Joined
+    down: Joined
     heads: int
     key_heads: int
 
     @classmethod
     def of(cls, layer: Any, *, copy: bool) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        query, key, value = map(Matrix.of, (attention.q_proj, attention.k_proj, attention.v_proj))
-        return cls(
-            layer,
-            _Joined.of([query, key, value], copy=copy),
-            _Joined.of([Matrix.of(attention.o_proj)], copy=copy),
-            _Joined.of([Matrix.of(mlp.gate_proj), Matrix.of(mlp.up_proj)], copy=copy),
-            _Joined.of([Matrix.of(mlp.down_proj)], copy=copy),
-            heads=len(query.weight) // attention.head_dim,
-            key_heads=len(key.weight) // attention.head_dim,
+        spots = (
+            [attention.q_proj, attention.k_proj, attention.v_proj],
+            [attention.o_proj],
+            [mlp.gate_proj, mlp.up_proj],
+            [mlp.down_proj],
         )
+        projections, output, gated, down = map(Joined.of, spots)
+        query, key, _ = (len(matrix.weight) for matrix in projections.matrices)
+        heads, key_heads = query // attention.head_dim, key // attention.head_dim
+        if copy:
+            projections, output, gated, down = (joined.folded() for joined in (projections, output, gated, down))
+        return cls(layer, projections, output, gated, down, heads, key_heads)
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, mask: Tensor | None) -> Tensor:
         """The next hidden states (N x H) of one new token per row."""
         layer, attention = self.layer, self.layer.self_attn
-        joined = self.projections(_normed(x, layer.input_layernorm))
+        joined = self.projections.outputs(_normed(x, layer.input_layernorm))
         states = joined.view(len(x), self.heads + 2 * self.key_heads, attention.head_dim)
         turning, value = states.split([self.heads + self.key_heads, self.key_heads], dim=1)
         if hasattr(attention, "q_norm"):
             query, key = turning.split([self.heads, self.key_heads], dim=1)
             turning = torch.cat([attention.q_norm(query), attention.k_norm(key)], dim=1)
-        query, key = turned(turning, cos, sin, 1).split([self.heads, self.key_heads], dim=1)
+        turn_(turning, cos, sin)
+        query, key = turning.split([self.heads, self.key_heads], dim=1)
         keys, values = cache.update(key.unsqueeze(2), value.unsqueeze(2), attention.layer_idx)
         attended = _attend(query.unsqueeze(2).to(keys.dtype), keys, values, mask, attention.scaling)
-        x = self.output(attended.reshape(len(x), -1).to(x.dtype), onto=x)
-        gate, up = self.gated(_normed(x, layer.post_attention_layernorm)).chunk(2, dim=-1)
-        return self.down(nn.functional.silu(gate).mul_(up), onto=x)
+        x = self.output.outputs(attended.reshape(len(x), -1).to(x.dtype), onto=x)
+        gate, up = self.gated.outputs(_normed(x, layer.post_attention_layernorm)).chunk(2, dim=-1)
+        return self.down.outputs(nn.functional.silu(gate).mul_(up), onto=x)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from duiqi.models.adapters import (
 from duiqi.models.fingerprint import fingerprint, weights_digest
 from duiqi.models.heads import ScalarHead
 from duiqi.models.layout import find_layout, trunk_of, unslimmed
+from duiqi.models.lean import gather_adapters, llama_shaped_layers
 from duiqi.models.lean_decoding import LeanDecoder
 from duiqi.models.tree_attention import TreeMask
 from duiqi.packing.batch import PackedBatch
@@ -167,6 +168,8 @@ class SharedBase:
 
     def _settle(self) -> None:
         """Attaching an adapter makes PEFT listen to it; listen to the active role again."""
+        if self.layout.is_lean:
+            gather_adapters(llama_shaped_layers(self.model))
         hear(self._active.network, self._active.adapter)
 
     @contextmanager

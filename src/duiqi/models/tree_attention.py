@@ -24,7 +24,7 @@ from duiqi.packing.tree import Segment, SegmentTree
 NAME = "duiqi"
 """What transformers calls this attention."""
 
-SHORT = 256
+SHORT = 96
 """Segments of at most this many tokens are attended several at once, padded to a common length."""
 SIMILAR = 1.25
 """The longest of them is at most this many times as long as the shortest."""
@@ -43,6 +43,12 @@ class TreeMask(Tensor):
         mask: TreeMask = torch.empty(1, 1, tree.num_tokens, 0, dtype=torch.bool, device=device).as_subclass(TreeMask)
         mask.plan, mask.windows = Plan.of(tree, device=device, dtype=dtype), set()
         return mask
+
+    def plan_for(self, window: int | None) -> Plan | None:
+        """The plan by which a layer with this sliding window can attend; None: it needs dense masks."""
+        self.windows.add(window)
+        slides = window is not None and window < self.plan.tree.deepest
+        return None if slides or self.plan.kernel is None else self.plan
 
 
 def attention_forward(
@@ -72,12 +78,11 @@ def attention_forward(
     asked = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     if asked or kwargs.get("is_causal") is False or query.shape[0] != 1:
         raise NotImplementedError(f"attention over a packed row that is not causal, or with {asked}")
-    plan = attention_mask.plan
-    attention_mask.windows.add(sliding_window)
+    plan = attention_mask.plan_for(sliding_window)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    window = sliding_window if sliding_window is not None and sliding_window < plan.tree.deepest else None
-    if window is not None or dropout:
-        attended = masked_attention(query, key, value, plan.tree, scale=scale, window=window, dropout=dropout)
+    if plan is None or dropout or query.shape[-1] != value.shape[-1]:
+        tree = attention_mask.plan.tree
+        attended = masked_attention(query, key, value, tree, scale=scale, window=sliding_window, dropout=dropout)
     else:
         attended = tree_attention(query, key, value, plan, scale=scale)
     return attended.transpose(1, 2), None
@@ -91,8 +96,6 @@ def register() -> None:
 
 def tree_attention(query: Tensor, key: Tensor, value: Tensor, plan: Plan, *, scale: float) -> Tensor:
     """Attention of a packed row: queries 1 x heads x T x D, keys and values with as many heads or fewer."""
-    if plan.kernel is None or query.shape[-1] != value.shape[-1]:
-        return masked_attention(query, key, value, plan.tree, scale=scale)
     output: Tensor = _TreeAttention.apply(query, key, value, plan, scale)  # type: ignore[no-untyped-call]
     return output
 
@@ -111,7 +114,7 @@ def masked_attention(
     outputs = []
     for root in tree.roots:
         visible = tree.visible(root)
-        if window is not None:
+        if window is not None and window < tree.deepest:
             positions = tree.positions()[root.start : root.stop]
             visible &= positions[:, None] - positions[None, :] < window
         span = slice(root.start, root.stop)
@@ -134,15 +137,37 @@ def masked_attention(
 
 @dataclass(frozen=True)
 class _Part:
-    """Some queries of the row over some of its keys; indices in any shape that the kernel likes, or slices."""
+    """Some queries of the row over some of its keys: ranges, or indices of any shape that the kernel likes."""
 
     queries: Tensor | slice
     keys: Tensor | slice
     is_causal: bool
+    count: int = 1
+    """Sequences of equal length in the ranges."""
     is_real: Tensor | None = None
     """Where `queries` is not filling; None: nowhere is any."""
     bounds: tuple[Tensor, Tensor, int, int] | None = None
     """For variable-length kernels: cumulative lengths of queries and of keys, and the longest of each."""
+
+    def queries_of(self, states: Tensor) -> Tensor:
+        """The part's queries of something that the row has per token."""
+        return self._cut(states, self.queries)
+
+    def keys_of(self, states: Tensor) -> Tensor:
+        """The part's keys of something that the row has per token."""
+        return self._cut(states, self.keys)
+
+    def _cut(self, states: Tensor, places: Tensor | slice) -> Tensor:
+        found = states[places]
+        return found if self.count == 1 else found.unflatten(0, (self.count, -1))
+
+    def put(self, whole: Tensor, found: Tensor, places: Tensor | slice) -> None:
+        """Write what was found at these places into the row, without its filling."""
+        if self.is_real is None:
+            whole[places] = found if isinstance(places, Tensor) else found.reshape(whole[places].shape)
+        else:
+            assert isinstance(places, Tensor)
+            whole[places[self.is_real]] = found[self.is_real].to(whole.dtype)
 
 
 class _Kernel(Protocol):
@@ -188,27 +213,63 @@ class Plan:
             return cls(tree, None, [], [])
         return cls(tree, kernel, kernel.own(tree), kernel.shared(tree))
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """What every token sees: T x heads x D, and the log-sum-exp of its scores, T x heads in float32."""
+        assert self.kernel is not None
+        out, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), q.new_empty(q.shape[:2], dtype=torch.float32)
+        for part in self.own:
+            found, normaliser = self.kernel.forward(part, part.queries_of(q), part.keys_of(k), part.keys_of(v), scale)
+            part.put(out, found, part.queries)
+            part.put(lse, normaliser, part.queries)
+        for part in self.shared:
+            at = part.queries
+            found, normaliser = self.kernel.forward(part, q[at], k[part.keys], v[part.keys], scale)
+            joined = torch.logaddexp(lse[at], normaliser)
+            own_share, share = (lse[at] - joined).exp_().unsqueeze(-1), (normaliser - joined).exp_().unsqueeze(-1)
+            out[at] = (out[at] * own_share).addcmul_(found, share)
+            lse[at] = joined
+        return out, lse
+
+    def attend_backward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        grad_out: Tensor,
+        scale: float,
+        into: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
+        """Write the gradients of queries, keys and values, given that of `out`; they are in `backward_dtype`."""
+        assert self.kernel is not None
+        dtype = into[0].dtype
+        for part in self.own + self.shared:
+            gradient = part.queries_of(grad_out).to(dtype)
+            if part.is_real is not None:
+                gradient = gradient * part.is_real[..., None, None].to(dtype)
+            asked, output = (part.queries_of(states).to(dtype) for states in (q, out))
+            keys, values = (part.keys_of(states).to(dtype) for states in (k, v))
+            found = self.kernel.backward(part, asked, keys, values, output, part.queries_of(lse), gradient, scale)
+            for whole, piece, places in zip(into, found, (part.queries, part.keys, part.keys), strict=True):
+                if part.is_causal:
+                    part.put(whole, piece, places)
+                else:
+                    whole[places] += piece
+
+    def backward_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What `attend_backward` computes in, where `attend` computed in `dtype`."""
+        assert self.kernel is not None
+        return self.kernel.backward_dtype(dtype)
+
 
 class _TreeAttention(torch.autograd.Function):
-    """Tensors inside are T x heads x D, so that a segment is a slice."""
+    """`Plan.attend` for transformers' layers; tensors inside are T x heads x D, so that a segment is a slice."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-        kernel = plan.kernel
-        assert kernel is not None
-        out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:2]).float()
-        for part in plan.own:
-            found, normaliser = kernel.forward(part, q[part.queries], k[part.keys], v[part.keys], scale)
-            _put(out, part, found)
-            _put(lse, part, normaliser)
-        for part in plan.shared:
-            at = part.queries
-            found, normaliser = kernel.forward(part, q[at], k[part.keys], v[part.keys], scale)
-            joined = torch.logaddexp(lse[at], normaliser)
-            own_share, share = (lse[at] - joined).exp().unsqueeze(-1), (normaliser - joined).exp().unsqueeze(-1)
-            out[at] = (out[at] * own_share + found * share).to(out.dtype)
-            lse[at] = joined
+        out, lse = plan.attend(q, k, v, scale)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.plan, ctx.scale = plan, scale
         return out.transpose(0, 1).unsqueeze(0)
@@ -216,39 +277,19 @@ class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        dtype = ctx.plan.kernel.backward_dtype(q.dtype)
-        q, k, v, out, grad_out = (states.to(dtype) for states in (q, k, v, out, gradients[0][0].transpose(0, 1)))
-        grads = tuple(torch.empty_like(states, memory_format=torch.contiguous_format) for states in (q, k, v))
-        for part in ctx.plan.own + ctx.plan.shared:
-            at, gradient = part.queries, grad_out[part.queries]
-            if part.is_real is not None:
-                gradient = gradient * part.is_real[..., None, None].to(gradient.dtype)
-            found = ctx.plan.kernel.backward(
-                part, q[at], k[part.keys], v[part.keys], out[at], lse[at], gradient, ctx.scale
-            )
-            for whole, piece, place in zip(grads, found, (at, part.keys, part.keys), strict=True):
-                if part.is_causal:
-                    _put(whole, part, piece)
-                else:
-                    whole[place] += piece
-        q_k_v = (grad.to(gradients[0].dtype).transpose(0, 1).unsqueeze(0) for grad in grads)
+        dtype = ctx.plan.backward_dtype(q.dtype)
+        grads = tuple(torch.empty(states.shape, dtype=dtype, device=q.device) for states in (q, k, v))
+        ctx.plan.attend_backward(q, k, v, out, lse, gradients[0][0].transpose(0, 1), ctx.scale, grads)
+        q_k_v = (grad.to(q.dtype).transpose(0, 1).unsqueeze(0) for grad in grads)
         return (*q_k_v, None, None)
-
-
-def _put(whole: Tensor, part: _Part, found: Tensor) -> None:
-    """Write what a part over itself found, without its filling."""
-    if part.is_real is None:
-        whole[part.queries] = found.to(whole.dtype)
-    else:
-        assert isinstance(part.queries, Tensor)
-        whole[part.queries[part.is_real]] = found[part.is_real].to(whole.dtype)
 
 
 class _CPU:
     """torch's flash attention for CPUs; short segments of similar length go through it together.
 
-    The shorter ones are filled up on the right with their own last token. Under a causal mask no real query sees the
-    filling, and what is computed for it is dropped.
+    Segments of one length that stand side by side do so as they are. Others are gathered, the shorter ones filled up on
+    the right with their own last token: under a causal mask no real query sees the filling, and what is computed for
+    it is dropped.
     """
 
     def backward_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -257,17 +298,29 @@ class _CPU:
 
     def own(self, tree: SegmentTree) -> list[_Part]:
         parts, group = [], list[Segment]()
-        for segment in sorted(tree.segments, key=lambda segment: segment.length):
-            if group and (segment.length > SHORT or segment.length > SIMILAR * group[0].length + 1):
+        for segment in sorted(tree.segments, key=lambda segment: (segment.length, segment.start)):
+            if group and not self._go_together(group, segment):
                 parts.append(self._together(group))
                 group = []
             group.append(segment)
         return [*parts, self._together(group)]
 
+    def _go_together(self, group: list[Segment], segment: Segment) -> bool:
+        if self._touch([*group, segment]):
+            return True
+        if len(group) > 1 and self._touch(group):
+            return False
+        return segment.length <= SHORT and segment.length <= SIMILAR * group[0].length + 1
+
+    def _touch(self, group: list[Segment]) -> bool:
+        """Whether they are of one length and stand side by side."""
+        first = group[0]
+        return all(s.length == first.length and s.start == first.start + i * s.length for i, s in enumerate(group))
+
     def _together(self, group: list[Segment]) -> _Part:
-        if len(group) == 1:
-            alone = slice(group[0].start, group[0].end)
-            return _Part(alone, alone, is_causal=True)
+        if self._touch(group):
+            span = slice(group[0].start, group[-1].end)
+            return _Part(span, span, is_causal=True, count=len(group))
         steps = torch.arange(group[-1].length)
         starts = torch.tensor([[segment.start] for segment in group])
         ends = torch.tensor([[segment.end] for segment in group])
