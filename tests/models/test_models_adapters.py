@@ -65,6 +65,34 @@ def test_a_copy_is_equal_and_apart(workshop: Workshop) -> None:
     assert not torch.allclose(logits(base, "reference"), logits(base, "policy"), atol=1e-3)
 
 
+def test_a_copy_that_learns_takes_its_adapter_along_and_no_other(workshop: Workshop) -> None:
+    base = SharedBase(AutoModelForCausalLM.from_pretrained(workshop.base, dtype=torch.bfloat16), name=workshop.base)
+    base.seat_saved_adapter("policy", read_adapter(workshop.sft), trainable=True)
+    base.seat_saved_adapter("reward", read_adapter(workshop.rm), trainable=False)
+    base.rest_on("policy")
+    before = set(base.trainable_parameters())
+    base.seat_learning_copy("value", "reward")
+    own = dict(base.seat("value").network.named_parameters())
+    assert {p.dtype for p in own.values()} == {torch.float32}
+    assert {name.split(".")[-2] for name in own if "lora_" in name} == {"reward"}
+    learning = set(base.trainable_parameters()) - before
+    assert learning == {f"value.{name}" for name in own if "lora_" not in name}
+    assert base.model.dtype == torch.bfloat16
+    assert len(base.role_parameters("policy")) == len(base.role_parameters("reward")) == 2 * 2 * 7
+
+
+def test_a_copy_that_learns_may_have_no_adapter(workshop: Workshop) -> None:
+    base = load_base(workshop)
+    base.seat_bare("bare")
+    base.seat_saved_adapter("policy", read_adapter(workshop.sft), trainable=True)
+    base.seat_learning_copy("value", "bare")
+    with base.acting("bare"):
+        expected = base.trunk(IDS)[0]
+    with base.acting("value"):
+        assert torch.allclose(base.trunk(IDS)[0], expected, atol=1e-6)
+    assert not any("lora_" in name for name, _ in base.seat("value").network.named_parameters())
+
+
 def test_only_the_seated_adapter_trains(workshop: Workshop) -> None:
     base = load_base(workshop)
     base.seat_new_adapter("policy", LoRASpec(rank=2))

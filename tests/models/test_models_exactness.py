@@ -25,7 +25,7 @@ from transformers.models.mistral.modeling_mistral import MistralAttention as mis
 from duiqi.models import lean
 from duiqi.models.adapters import LoRASpec
 from duiqi.models.layout import Layout
-from duiqi.models.measure import measure_answers, measure_scores
+from duiqi.models.measure import measure_answers, measure_scores, measure_values
 from duiqi.models.shared_base import SharedBase
 from duiqi.models.tree_attention import Plan, masked_attention, tree_attention
 from duiqi.packing.batch import Family, PackedBatch, pack
@@ -144,6 +144,23 @@ def test_lean_layers_equal_those_of_transformers_and_peft(name: str) -> None:
     lean.restore(lean.llama_shaped_layers(base.model))
     theirs = losses_and_gradients(base, [pack(FAMILIES)])
     assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("name", [*PACKED, *PADDED])
+def test_a_copy_that_learns_reads_as_its_source_and_every_weight_of_it_has_a_gradient(name: str) -> None:
+    base = seated(model_of({**PACKED, **PADDED}[name]()))
+    base.seat_learning_copy("value", "policy")
+    base.disable_dropout()
+    head = base.add_head("value", base.heads["reward"].weight)
+    batch = pack(FAMILIES)
+    expected = head(base.read(batch).before)
+    with base.role("value"):
+        found = measure_values(base, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    found.square().sum().backward()
+    copied = {n: p for n, p in base.trainable_parameters().items() if n.startswith("value.")}
+    assert copied
+    assert [n for n, p in copied.items() if p.grad is None] == []
 
 
 @pytest.mark.parametrize("name", PADDED)

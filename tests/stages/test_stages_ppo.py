@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from duiqi.algorithms.loss import Loss
 from duiqi.errors import GuardStop, ModelError, SettingsError, TemplateError
 from duiqi.journal.run import Run
 from duiqi.settings.resolve import dump, resolve
+from duiqi.stages.ppo import critic_loss
 from duiqi.stages.ppo_cast import Cast, assemble_cast
 from duiqi.stages.ppo_credit import Credit
 from duiqi.training.learner import Learner
@@ -48,7 +50,7 @@ def base_weights(cast: Cast) -> dict[str, Tensor]:
     return {name: p for name, p in cast.base.model.named_parameters() if "lora_" not in name}
 
 
-@pytest.mark.parametrize("critic", ["shared", "adapter"])
+@pytest.mark.parametrize("critic", ["shared", "adapter", "model"])
 def test_kl_is_zero_and_the_ratio_one_before_the_first_update(workshop: Workshop, tmp_path: Path, critic: str) -> None:
     duiqi.run("ppo", **workshop.settings("ppo", tmp_path, critic=critic, ppo_epochs=1, mini_batch_size=8))
     opening = next(event for event in lines(tmp_path / "events.jsonl") if event["kind"] == "opening_check")
@@ -126,7 +128,7 @@ def test_scoring_leaves_the_value_head_and_the_base_as_they_were(workshop: Works
     assert not torch.equal(value_head, cast.base.heads["reward"].weight)
 
 
-@pytest.mark.parametrize("critic", ["shared", "adapter"])
+@pytest.mark.parametrize("critic", ["shared", "adapter", "model"])
 def test_a_whole_run_leaves_the_bytes_of_the_base_as_they_were(
     workshop: Workshop, tmp_path: Path, critic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,11 +152,59 @@ def test_memory_holds_one_base(workshop: Workshop, tmp_path: Path) -> None:
     cast = open_cast(workshop, tmp_path, critic="adapter")
     networks = {id(cast.base.seat(role).network) for role in ("policy", "reference", "reward", "value")}
     assert len(networks) == 1
-    storages = {p.untyped_storage().data_ptr() for p in base_weights(cast).values()}
-    total = sum(p.untyped_storage().nbytes() for p in base_weights(cast).values())
+    places = {p.data_ptr() for p in base_weights(cast).values()}
+    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in base_weights(cast).values()}
     on_disk = sum(t.numel() * t.element_size() for t in load_file(Path(workshop.base) / "model.safetensors").values())
-    assert len(storages) == len(base_weights(cast))
-    assert total == on_disk
+    assert len(places) == len(base_weights(cast))
+    assert sum(storages.values()) == on_disk
+
+
+def test_a_critic_of_its_own_begins_with_what_the_critic_adapter_says(workshop: Workshop, tmp_path: Path) -> None:
+    adapter = open_cast(workshop, tmp_path / "adapter", critic="adapter")
+    model = open_cast(workshop, tmp_path / "model", critic="model")
+    answered = adapter.answer(range(8), step=1)
+    said = adapter.measure(answered).values
+    assert float(said.std()) > 0.01
+    torch.testing.assert_close(model.measure(answered).values, said, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("finetuning_type", ["lora", "full"])
+def test_a_critic_of_its_own_learns_with_all_its_weights_and_leaves_the_policy_alone(
+    workshop: Workshop, tmp_path: Path, finetuning_type: str
+) -> None:
+    changes: dict[str, Any] = {"critic": "model", "clip_range_value": 0}
+    if finetuning_type == "full":
+        changes |= {"finetuning_type": "full", "adapter_name_or_path": None}
+    config = resolve("ppo", values=workshop.settings("ppo", tmp_path, **changes))
+    cast = open_cast(workshop, tmp_path, **changes)
+    answered = cast.answer(range(8), step=1)
+    experience, _ = Credit.start(config.ppo, config.score).assign(cast.measure(answered), torch.linspace(-1, 1, 8))
+    critic = {n: p for n, p in cast.base.trainable_parameters().items() if n.startswith(("value.", "heads.value."))}
+    before = {name: p.detach().clone() for name, p in critic.items()}
+    others = digest(dict(cast.base.model.named_parameters()))
+    learner = Learner(cast.base.trainable_parameters(), Schedule(3e-3, 30))
+    losses = [
+        learner.step(lambda _: [experience], partial(critic_loss, cast, config.ppo), number=number).loss
+        for number in range(1, 31)
+    ]
+    assert losses[-1] < 0.5 * losses[0]
+    assert [name for name, p in critic.items() if torch.equal(p, before[name])] == []
+    assert digest(dict(cast.base.model.named_parameters())) == others
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_says_how_large_a_critic_of_its_own_is_and_saves_the_policy_and_its_head(
+    workshop: Workshop, tmp_path: Path, dtype: str
+) -> None:
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path, critic="model", dtype=dtype, max_steps=2))
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    weights = load_file(Path(workshop.base) / "model.safetensors")
+    size = sum(tensor.numel() for name, tensor in weights.items() if name != "lm_head.weight")
+    assert manifest["parents"]["critic"] == f"a model of its own, {size:,} parameters"
+    assert size < manifest["parameters"]["trained"] < manifest["parameters"]["total"]
+    saved = {path.name for path in tmp_path.glob("*.safetensors")}
+    assert saved == {"adapter_model.safetensors", "value_head.safetensors"}
+    assert {tensor.dtype for tensor in critic_in(tmp_path / "last").values()} == {torch.float32}
 
 
 def test_first_tokens_are_never_the_end_token(workshop: Workshop, tmp_path: Path) -> None:
@@ -236,7 +286,7 @@ def test_an_sft_run_is_no_reward_model(workshop: Workshop, tmp_path: Path) -> No
         ({"temperature": 0}, "temperature: PPO needs random answers"),
         (
             {"critic": "adapter", "finetuning_type": "full", "adapter_name_or_path": None},
-            "critic: full fine-tuning has no adapters.*\n.*set critic: shared, or finetuning_type: lora",
+            "critic: full fine-tuning has no adapters.*\n.*set critic: shared or critic: model, or",
         ),
         (
             {"kl_target": 1.0, "kl_horizon": 1.5},
@@ -309,19 +359,30 @@ def adapter_of(directory: Path) -> dict[str, Tensor]:
     return load_file(directory / "adapter_model.safetensors")
 
 
-def test_while_the_critic_warms_up_the_policy_stays(workshop: Workshop, tmp_path: Path) -> None:
-    settings = workshop.settings("ppo", tmp_path, critic_warmup_steps=4, entropy_coef=0.1, weight_decay=0.1)
-    duiqi.run("ppo", **settings)
+def critic_in(checkpoint: Path) -> dict[str, Tensor]:
+    state = load_file(checkpoint / "trainer_state.safetensors")
+    return {name: tensor for name, tensor in state.items() if name.startswith("parameter/value.")}
+
+
+@pytest.mark.parametrize("critic", ["shared", "model"])
+def test_while_the_critic_warms_up_the_policy_stays(workshop: Workshop, tmp_path: Path, critic: str) -> None:
+    changes = {"critic": critic, "critic_warmup_steps": 4, "entropy_coef": 0.1, "weight_decay": 0.1}
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path, **changes))
     before, after = adapter_of(Path(workshop.sft)), adapter_of(tmp_path)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert load_file(tmp_path / "value_head.safetensors")["value_head.weight"].abs().max() > 0
 
 
-def test_gradient_checkpointing_changes_memory_and_nothing_else(workshop: Workshop, tmp_path: Path) -> None:
+@pytest.mark.parametrize("critic", ["shared", "model"])
+def test_gradient_checkpointing_changes_memory_and_nothing_else(
+    workshop: Workshop, tmp_path: Path, critic: str
+) -> None:
+    learned = []
     for name, checkpointing in (("plain", False), ("checkpointed", True)):
-        settings = workshop.settings("ppo", tmp_path / name, max_steps=2, gradient_checkpointing=checkpointing)
-        duiqi.run("ppo", **settings)
-    plain, checkpointed = adapter_of(tmp_path / "plain"), adapter_of(tmp_path / "checkpointed")
+        changes = {"critic": critic, "max_steps": 2, "gradient_checkpointing": checkpointing}
+        duiqi.run("ppo", **workshop.settings("ppo", tmp_path / name, **changes))
+        learned.append(adapter_of(tmp_path / name) | critic_in(tmp_path / name / "last"))
+    plain, checkpointed = learned
     assert all(torch.allclose(plain[name], checkpointed[name], atol=1e-6) for name in plain)
 
 
@@ -331,8 +392,10 @@ def test_a_smaller_last_batch_counts_as_what_it_is(workshop: Workshop, tmp_path:
     assert result.totals.epoch == 1.0
 
 
-def test_half_precision_bases_start_from_ratio_one_too(workshop: Workshop, tmp_path: Path) -> None:
-    duiqi.run("ppo", **workshop.settings("ppo", tmp_path, dtype="bfloat16", ppo_epochs=1, mini_batch_size=8))
+@pytest.mark.parametrize("critic", ["shared", "model"])
+def test_half_precision_bases_start_from_ratio_one_too(workshop: Workshop, tmp_path: Path, critic: str) -> None:
+    changes = {"dtype": "bfloat16", "ppo_epochs": 1, "mini_batch_size": 8, "critic": critic}
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path, **changes))
     rows = [line for line in lines(tmp_path / "metrics.jsonl") if "ratio" in line]
     assert rows[0]["kl"] == 0.0
     assert all(row["ratio"] == pytest.approx(1.0, abs=1e-3) for row in rows)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 from tests.conftest import Workshop
 
 import duiqi
@@ -31,7 +32,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def recipe(workshop: Workshop, stage: str, directory: Path, **changes: Any) -> Path:
     path = directory.with_suffix(".yaml")
-    settings = workshop.settings(stage, directory, **SETTINGS[stage], **changes)
+    settings = workshop.settings(stage, directory, **{**SETTINGS[stage], **changes})
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return path
 
@@ -61,17 +62,28 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-@pytest.mark.parametrize("stage", ["sft", "ppo"])
-def test_a_killed_run_resumes_bit_for_bit(workshop: Workshop, tmp_path: Path, stage: str) -> None:
-    path = recipe(workshop, stage, tmp_path / "killed")
+def learned(directory: Path) -> dict[str, bytes]:
+    """Everything that learns, and its optimizer's state, at the last checkpoint."""
+    state = load_file(directory / "last" / "trainer_state.safetensors")
+    return {name: t.numpy().tobytes() for name, t in state.items() if name.startswith(("parameter/", "optimizer/"))}
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"), [("sft", {}), ("ppo", {}), ("ppo", {"critic": "model"})], ids=["sft", "ppo", "ppo-model"]
+)
+def test_a_killed_run_resumes_bit_for_bit(
+    workshop: Workshop, tmp_path: Path, stage: str, changes: dict[str, Any]
+) -> None:
+    path = recipe(workshop, stage, tmp_path / "killed", **changes)
     victim = start(stage, path)
     wait_for(tmp_path / "killed" / "checkpoints" / "step-000002" / "trainer_state.json", victim)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     resumed = start(stage, path, "resume_from_checkpoint=true")
-    assert main([stage, str(recipe(workshop, stage, tmp_path / "whole"))]) == 0
+    assert main([stage, str(recipe(workshop, stage, tmp_path / "whole", **changes))]) == 0
     finish(resumed)
     assert (tmp_path / "killed" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert learned(tmp_path / "killed") == learned(tmp_path / "whole")
     assert any(event["kind"] == "rewound" and event["step"] >= 2 for event in lines(tmp_path / "killed/events.jsonl"))
     steps = [row["step"] for row in lines(tmp_path / "killed/metrics.jsonl") if "loss" in row]
     assert steps == list(range(1, SETTINGS[stage]["max_steps"] + 1))

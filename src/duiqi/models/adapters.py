@@ -127,6 +127,20 @@ def heard(model: nn.Module, name: str | None) -> Iterator[None]:
             layer._active_adapter, layer._disable_adapters = active, disabled
 
 
+def keep_only(model: nn.Module, name: str | None) -> None:
+    """Remove every adapter but `name`, which is then heard; None: remove all."""
+    configs: dict[str, Any] = getattr(model, "peft_config", {})
+    others = configs.keys() - {name}
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer._active_adapter = []  # PEFT would set another active one, and let it train
+            for other in others:
+                layer.delete_adapter(other)
+    for other in others:
+        del configs[other]
+    hear(model, name)
+
+
 def adapter_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
     """The weights of one adapter under the names that PEFT uses on disk."""
     state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)

@@ -307,19 +307,22 @@ class Gradients:
         self._down = torch.zeros(joined.rank, joined.weight.shape[1], device=device)
         self._ups = [torch.zeros(up.weight.shape[1], len(up.weight), device=device) for up in joined.ups]
 
-    def back(self, gradient: Tensor, x: Tensor, inner: Tensor, *, with_x: bool = True, onto: Tensor|None=None) -> Tensor | None:
-        """Gather, given the gradient of the outputs (T x N) and what they were made from; return the gradient of x."""
-        joined = self.joined
-        grad_x = (gradient @ joined.weight if onto is None else onto.addmm_(gradient, joined.weight)) if with_x else None
-        if joined.down is None:
-            return grad_x
+    def gather(self, gradient: Tensor, x: Tensor, inner: Tensor) -> Tensor:
+        """Add what tokens with these gradients of their outputs (T x N) give; return those of the inner states."""
         grad_inner = torch.empty_like(inner)
-        for up, gathered in zip(joined.ups, self._ups, strict=True):
+        for up, gathered in zip(self.joined.ups, self._ups, strict=True):
             part = gradient[:, up.columns]
             grad_inner[:, up.ranks].addmm_(part, up.weight, beta=0, alpha=up.scale)
             _add_product(gathered, inner[:, up.ranks].t(), part)
         _add_product(self._down, grad_inner.t(), x)
-        return grad_x if grad_x is None else grad_x.addmm_(grad_inner, joined.down)
+        return grad_inner
+
+    def back(self, gradient: Tensor, x: Tensor, inner: Tensor, onto: Tensor | None = None) -> Tensor:
+        """`gather`, and return the gradient of x, added in place to `onto` if given."""
+        joined = self.joined
+        grad_x = gradient @ joined.weight if onto is None else onto.addmm_(gradient, joined.weight)
+        grad_inner = self.gather(gradient, x, inner)
+        return grad_x if joined.down is None else grad_x.addmm_(grad_inner, joined.down)
 
     def found(self) -> list[Tensor | None]:
         """In the order of `Joined.adapters`."""
@@ -432,7 +435,6 @@ class _Attention(torch.autograd.Function):
         grad_attended = torch.empty_like(attended)
         for rows in blocks:
             found = of_output.back(gradient[rows], attended[rows].flatten(1), output_inner[rows])
-            assert found is not None
             grad_attended[rows] = found.view(grad_attended[rows].shape)
         states = joined.view(len(x), sum(ctx.heads), -1)
         grads = torch.empty(states.shape, dtype=ctx.plan.backward_dtype(x.dtype), device=x.device)
@@ -447,11 +449,12 @@ class _Attention(torch.autograd.Function):
                 ctx.head_norms.backward_(turning, before[index])
             normed = _normed(x[rows], inverse[rows], ctx.weight)
             part = grads[rows].flatten(1).to(x.dtype)
-            grad_normed = of_projections.back(part, normed, inner[rows], with_x=grad_x is not None)
-            if grad_x is not None and grad_normed is not None:
-                torch.add(
-                    _norm_backward(grad_normed, x[rows], inverse[rows], ctx.weight), gradient[rows], out=grad_x[rows]
-                )
+            if grad_x is None:  # the first layer: embeddings do not learn
+                of_projections.gather(part, normed, inner[rows])
+                continue
+            grad_normed = of_projections.back(part, normed, inner[rows])
+            grad_before = _norm_backward(grad_normed, x[rows], inverse[rows], ctx.weight)
+            torch.add(grad_before, gradient[rows], out=grad_x[rows])
         return (grad_x, None, None, None, None, None, *of_projections.found(), *of_output.found())
 
 
@@ -518,13 +521,11 @@ class _MLP(torch.autograd.Function):
             gate_inner, up_inner, down_inner = (inner[rows] for inner in inners)
             silu = nn.functional.silu(gate[rows])
             grad_product = of_down.back(gradient[rows], silu * up[rows], down_inner)
-            assert grad_product is not None
             grad_gate = torch.ops.aten.silu_backward(grad_product * up[rows], gate[rows])
             grad_up = grad_product.mul_(silu)
             normed = _normed(x[rows], inverse[rows], ctx.weight)
             grad_normed = of_up.back(grad_up, normed, up_inner)
             grad_normed = of_gate.back(grad_gate, normed, gate_inner, onto=grad_normed)
-            assert grad_normed is not None
             torch.add(_norm_backward(grad_normed, x[rows], inverse[rows], ctx.weight), gradient[rows], out=grad_x[rows])
         return (grad_x, None, None, None, None, *of_gate.found(), *of_up.found(), *of_down.found())
 

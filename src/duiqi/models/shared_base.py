@@ -1,7 +1,7 @@
 """One resident base model and the roles that share it: policy, reference, reward, value.
 
-A role is an adapter (or none) and perhaps a head on the same frozen weights. Nothing is merged or copied to train; only
-full fine-tuning, which moves the base itself, keeps a frozen copy for the reference.
+A role is an adapter (or none) and perhaps a head on the same frozen weights. Nothing is merged, and two things only are
+copies: what full fine-tuning, which moves the base itself, compares with; and a critic of which every weight learns.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from duiqi.models.adapters import (
     copy_weights,
     hear,
     heard,
+    keep_only,
     lora_config,
     mount,
 )
 from duiqi.models.fingerprint import fingerprint, weights_digest
 from duiqi.models.heads import ScalarHead
 from duiqi.models.layout import find_layout, trunk_of, unslimmed
-from duiqi.models.lean import gather_adapters, llama_shaped_layers
+from duiqi.models.lean import gather_adapters, llama_shaped_layers, restore
 from duiqi.models.lean_decoding import LeanDecoder
 from duiqi.models.tree_attention import TreeMask
 from duiqi.packing.batch import PackedBatch
@@ -45,7 +46,8 @@ FUNCTIONAL_DROPOUTS = frozenset(
 
 
 ROUND_LENGTH = 64
-"""Packed rows are filled up to a multiple of this many tokens where every new length costs."""
+"""Where every new length costs, packed rows are filled up to a multiple of this many tokens, long ones to an eighth of
+a power of two: so there are few lengths, and an eighth of filling at most."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class SharedBase:
         self.layout = find_layout(model)
         """How batches are computed on this architecture."""
         self._seats: dict[str, Seat] = {}
+        self._learning_copies: dict[str, PreTrainedModel] = {}
         self._active = Seat(model)
         self._prepared: _Prepared | None = None
 
@@ -152,6 +155,23 @@ class SharedBase:
         frozen = copy.deepcopy(self.model).requires_grad_(False).eval()
         self._seats[role] = Seat(frozen)
 
+    def seat_learning_copy(self, role: str, of: str) -> None:
+        """Let `role` be a copy of what role `of` is now, in float32, every weight of its trunk trainable.
+
+        The adapter of `of` is heard in it and stays as it is. Other adapters are left out of the copy, and so is the
+        output head: logits of `role` cannot be asked for.
+        """
+        source = self.seat(of)
+        network = copy.deepcopy(source.network).float().eval()
+        restore(llama_shaped_layers(network))
+        keep_only(network, source.adapter)
+        network.set_output_embeddings(None)
+        network.requires_grad_(False)
+        for name, parameter in trunk_of(network).named_parameters():
+            parameter.requires_grad_("lora_" not in name)
+        self._learning_copies[role] = network
+        self._seats[role] = replace(source, network=network)
+
     def add_head(self, role: str, weight: Tensor | None = None, *, trainable: bool = True) -> ScalarHead:
         """Put a head of one output on `role`: with `weight` (1 x H), or zero."""
         head = ScalarHead(self.hidden_size, device=self.device)
@@ -198,11 +218,18 @@ class SharedBase:
             network.train(was_training)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Every parameter that learns, by name, heads included."""
+        """Every parameter that learns, by name; those of a copy begin with its role, those of heads with `heads.`."""
         found = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        for role, network in self._learning_copies.items():
+            found.update({f"{role}.{name}": p for name, p in network.named_parameters() if p.requires_grad})
         for role, head in self.heads.items():
             found.update({f"heads.{role}.{name}": p for name, p in head.named_parameters() if p.requires_grad})
         return found
+
+    @property
+    def _learning_networks(self) -> tuple[PreTrainedModel, ...]:
+        """The base, of which adapters learn or all weights, and its copies that learn."""
+        return (self.model, *self._learning_copies.values())
 
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
         """The parameters of one role's adapter, or of the whole network where it has none."""
@@ -222,30 +249,34 @@ class SharedBase:
         return f"{weights_digest(plain)}-{weights_digest(adapter)}-{shape}"
 
     def prepare_training(self, *, gradient_checkpointing: bool) -> None:
-        """Put the base into training mode, dropout on; checkpointing computes activations again backwards."""
+        """Put what learns into training mode, dropout on; checkpointing computes activations again backwards."""
         if gradient_checkpointing:
             self.enable_checkpointing()
-        self.model.train()
+        for network in self._learning_networks:
+            network.train()
 
     def enable_checkpointing(self) -> None:
-        """From now on activations are computed again in the backward pass, whenever the base is in training mode."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        """From now on activations are computed again in the backward pass, whenever a network is in training mode."""
+        for network in self._learning_networks:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     @contextmanager
     def training_mode(self) -> Iterator[None]:
-        """Within this context the base is in training mode, which checkpointing needs."""
-        self.model.train()
+        """Within this context what learns is in training mode, which checkpointing needs."""
+        for network in self._learning_networks:
+            network.train()
         try:
             yield
         finally:
-            self.model.eval()
+            for network in self._learning_networks:
+                network.eval()
 
     def disable_dropout(self) -> None:
         """Set every dropout to zero, so that training and scoring see the same network (PPO, DPO).
 
         Call it when everybody is seated: adapters bring dropouts of their own.
         """
-        for module in self.model.modules():
+        for module in (module for network in self._learning_networks for module in network.modules()):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             for name in FUNCTIONAL_DROPOUTS & vars(module).keys():
@@ -324,7 +355,7 @@ class SharedBase:
     @property
     def _prepares_every_shape(self) -> bool:
         """In bfloat16 on a CPU, oneDNN compiles and keeps a kernel for every new size of a matrix product."""
-        return self.device.type == "cpu" and self.model.dtype == torch.bfloat16
+        return self.device.type == "cpu" and self._active.network.dtype == torch.bfloat16
 
     def output_head(self) -> OutputHead:
         """What turns the active role's hidden states into logits."""
@@ -334,8 +365,8 @@ class SharedBase:
         """One pass of the active role over a batch: packed where the architecture allows it, else padded rows."""
         if self.layout.is_packed:
             if self._prepares_every_shape:
-                batch = batch.filled(ROUND_LENGTH)
-            tree = TreeMask.carrying(batch.tree, device=self.device, dtype=self.model.dtype)
+                batch = batch.filled(max(ROUND_LENGTH, 2 ** (batch.num_tokens.bit_length() - 4)))
+            tree = TreeMask.carrying(batch.tree, device=self.device, dtype=self._active.network.dtype)
             hidden, _ = self.trunk(
                 batch.input_ids.unsqueeze(0), attention_mask=tree, position_ids=batch.positions.unsqueeze(0)
             )

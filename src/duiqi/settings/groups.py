@@ -267,8 +267,10 @@ class PPOSettings:
 
     advantage: Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce++"] = "gae"
     """Where advantages come from: gae needs a critic, the others compare answers (dr_grpo: without dividing by std)."""
-    critic: Literal["shared", "adapter"] = "shared"
-    """shared: a value head on the policy's trunk; adapter: an adapter of its own, begun from the reward model's."""
+    critic: Literal["shared", "adapter", "model"] = "shared"
+    """shared: a value head on the policy's trunk, the cheapest; adapter: an adapter of its own, begun from the reward
+    model's: what it learns leaves the policy alone; model: a copy of the base that learns with every weight, where
+    there is memory for it, 16 bytes a weight."""
     rollout_batch_size: Positive = 64
     """Answers sampled per step."""
     answers_per_prompt: Positive = 1

@@ -395,8 +395,9 @@ def begin(
     **facts: str,
 ) -> None:
     """Say on the terminal, and note in the manifest, what is trained from what."""
-    trained = sum(p.numel() for p in base.trainable_parameters().values())
-    total = sum(p.numel() for p in base.model.parameters())
+    learning = base.trainable_parameters().values()
+    trained = sum(p.numel() for p in learning)
+    total = sum(p.numel() for p in {*base.model.parameters(), *learning})
     parents = {"base": base.name, "base_fingerprint": base.fingerprint}
     if start.adapter is not None:
         parents["adapter"] = str(start.adapter)

@@ -202,7 +202,7 @@ def policy_and_critic_loss(cast: Cast, settings: PPOSettings, batch: Experience)
         old_log_probs=batch.old_log_probs,
         advantages=batch.advantages,
         mask=batch.answer_mask,
-        values=critic_values(cast, batch, through_trunk=True) if cast.critic == "adapter" else measured.values,
+        values=critic_values(cast, batch, through_trunk=True) if cast.critic_is_apart else measured.values,
         old_values=batch.values,
         returns=batch.returns,
         entropy=measured.entropy,
@@ -218,7 +218,7 @@ def policy_and_critic_loss(cast: Cast, settings: PPOSettings, batch: Experience)
 
 def critic_loss(cast: Cast, settings: PPOSettings, batch: Experience) -> Loss:
     """The critic's loss alone, for its warm-up. On a shared trunk only the head learns, so that the policy stays."""
-    values = critic_values(cast, batch, through_trunk=cast.critic == "adapter")
+    values = critic_values(cast, batch, through_trunk=cast.critic_is_apart)
     return value_loss(values, batch.values, batch.returns, batch.answer_mask, value_clip=settings.clip_range_value)
 
 

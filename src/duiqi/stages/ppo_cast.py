@@ -78,7 +78,7 @@ class Cast:
     max_prompt_tokens: int
     answers_per_prompt: int
     critic: str
-    """shared, adapter or none."""
+    """shared, adapter, model or none."""
     reference_name: str
     reference_is_policy: bool
     """Whether the reference is the policy as it was at step 0."""
@@ -90,6 +90,11 @@ class Cast:
     def samples_exactly(self) -> bool:
         """Whether the sampler's log-probabilities are the trainer's to the last digits: the own decoder, in float32."""
         return self.importance_cap is None and self.base.model.dtype == torch.float32
+
+    @property
+    def critic_is_apart(self) -> bool:
+        """Whether the critic is read in passes of its own, and what it learns does not touch the policy."""
+        return self.critic in ("adapter", "model")
 
     def answer(self, rows: Sequence[int], *, step: int, held_out: bool = False) -> Answered:
         """Sample answers to these prompts, `answers_per_prompt` to each (one to a held-out prompt)."""
@@ -154,9 +159,7 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
         notes=rows.notes,
         reward=config.score.reward_model,
         reference=reference_name,
-        critic={"none": "none needed", "shared": "a value head on the policy's trunk"}.get(
-            critic, "an adapter of its own"
-        ),
+        critic=_describe_critic(critic, base),
     )
     max_prompt_tokens = make_budget(config.data, config.prompt).prompt
     opening = encode_prompt(template, tokenizer, messages=rows.train[0].prompt, max_prompt_tokens=max_prompt_tokens)
@@ -214,7 +217,7 @@ def _check_settings(config: PPOConfig, journal: Run) -> None:
         raise SettingsError(
             "full fine-tuning has no adapters, so the critic cannot be one",
             where="critic",
-            remedy="set critic: shared, or finetuning_type: lora",
+            remedy="set critic: shared or critic: model, or finetuning_type: lora",
         )
     if ppo.kl_target and ppo.rollout_batch_size > ppo.kl_horizon / ADAPTIVE_CLIP:
         raise SettingsError(
@@ -278,7 +281,7 @@ def _make_scorer(spec: RewardSpec, base: SharedBase, template: Template, config:
 
 
 def _seat_critic(base: SharedBase, config: PPOConfig) -> str:
-    """Seat the critic, if advantages need one: a head on the policy's trunk, or an adapter begun from the reward's."""
+    """Seat the critic, if advantages need one: on the policy's trunk, or apart and begun from what the reward is."""
     if config.ppo.advantage != "gae":
         return "none"
     if config.ppo.critic == "shared":
@@ -286,6 +289,21 @@ def _seat_critic(base: SharedBase, config: PPOConfig) -> str:
         base.add_head("value")
         return "shared"
     source = "reward" if base.has("reward") else "policy"
-    base.seat_copy("value", source, trainable=True)
+    if config.ppo.critic == "adapter":
+        base.seat_copy("value", source, trainable=True)
+    else:
+        base.seat_learning_copy("value", source)
     base.add_head("value", base.heads["reward"].weight if source == "reward" else None)
-    return "adapter"
+    return config.ppo.critic
+
+
+def _describe_critic(critic: str, base: SharedBase) -> str:
+    match critic:
+        case "none":
+            return "none needed"
+        case "shared":
+            return "a value head on the policy's trunk"
+        case "adapter":
+            return "an adapter of its own"
+    size = sum(p.numel() for p in base.seat("value").network.parameters() if p.requires_grad)
+    return f"a model of its own, {size:,} parameters"
