@@ -432,15 +432,18 @@ class _Attention(torch.autograd.Function):
         x, inverse, joined, inner, attended, lse, output_inner, cos, sin, *before = ctx.saved_tensors
         gradient, blocks = gradients[0].contiguous(), _blocks(x)
         of_output, of_projections = Gradients(ctx.output), Gradients(ctx.projections)
-        grad_attended = torch.empty_like(attended)
+        dtype = ctx.plan.backward_dtype(x.dtype)
+        grad_attended = torch.empty(attended.shape, dtype=dtype, device=x.device)
         for rows in blocks:
-            found = of_output.back(gradient[rows], attended[rows].flatten(1), output_inner[rows])
-            grad_attended[rows] = found.view(grad_attended[rows].shape)
-        states = joined.view(len(x), sum(ctx.heads), -1)
-        grads = torch.empty(states.shape, dtype=ctx.plan.backward_dtype(x.dtype), device=x.device)
-        ctx.plan.attend_backward(
-            *states.split(ctx.heads, dim=1), attended, lse, grad_attended, ctx.scale, grads.split(ctx.heads, dim=1)
-        )
+            grad_attended[rows] = of_output.back(gradient[rows], attended[rows].flatten(1), output_inner[rows]).view_as(
+                attended[rows]
+            )
+        states = joined.view(len(x), sum(ctx.heads), -1).to(dtype)
+        grads = torch.empty_like(states)
+        q, k, v = states.split(ctx.heads, dim=1)
+        into = grads.split(ctx.heads, dim=1)
+        ctx.plan.attend_backward(q, k, v, attended.to(dtype), lse, grad_attended, ctx.scale, into)
+        del states, q, k, v, grad_attended
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         for index, rows in enumerate(blocks):
             turning = grads[rows, : sum(ctx.heads[:2])]

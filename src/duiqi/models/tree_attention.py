@@ -241,16 +241,15 @@ class Plan:
         scale: float,
         into: tuple[Tensor, Tensor, Tensor],
     ) -> None:
-        """Write the gradients of queries, keys and values, given that of `out`; they are in `backward_dtype`."""
+        """Write the gradients of queries, keys and values, given that of `out`; all in `backward_dtype`."""
         assert self.kernel is not None
-        dtype = into[0].dtype
         for part in self.own + self.shared:
-            gradient = part.queries_of(grad_out).to(dtype)
+            gradient = part.queries_of(grad_out)
             if part.is_real is not None:
-                gradient = gradient * part.is_real[..., None, None].to(dtype)
-            asked, output = (part.queries_of(states).to(dtype) for states in (q, out))
-            keys, values = (part.keys_of(states).to(dtype) for states in (k, v))
-            found = self.kernel.backward(part, asked, keys, values, output, part.queries_of(lse), gradient, scale)
+                gradient = gradient * part.is_real[..., None, None]
+            asked, output, normaliser = (part.queries_of(states) for states in (q, out, lse))
+            keys, values = part.keys_of(k), part.keys_of(v)
+            found = self.kernel.backward(part, asked, keys, values, output, normaliser, gradient, scale)
             for whole, piece, places in zip(into, found, (part.queries, part.keys, part.keys), strict=True):
                 if part.is_causal:
                     part.put(whole, piece, places)
@@ -279,8 +278,10 @@ class _TreeAttention(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         dtype = ctx.plan.backward_dtype(q.dtype)
         grads = tuple(torch.empty(states.shape, dtype=dtype, device=q.device) for states in (q, k, v))
-        ctx.plan.attend_backward(q, k, v, out, lse, gradients[0][0].transpose(0, 1), ctx.scale, grads)
-        q_k_v = (grad.to(q.dtype).transpose(0, 1).unsqueeze(0) for grad in grads)
+        given = (states.to(dtype) for states in (q, k, v, out))
+        grad_out = gradients[0][0].transpose(0, 1).to(dtype)
+        ctx.plan.attend_backward(*given, lse, grad_out, ctx.scale, grads)
+        q_k_v = (grad.to(gradients[0].dtype).transpose(0, 1).unsqueeze(0) for grad in grads)
         return (*q_k_v, None, None)
 
 
