@@ -281,3 +281,58 @@ def test_a_base_with_attention_dropout_learns_on_packed_rows_too() -> None:
     base.prepare_training(gradient_checkpointing=False)
     torch.manual_seed(0)
     assert not torch.allclose(base.read(pack(FAMILIES)).hidden, still)
+
+
+def with_critic(model: PreTrainedModel) -> SharedBase:
+    """`seated`, and a critic with an adapter of another rank on fewer layers, which does something else."""
+    base = seated(model)
+    target = "q_proj,down_proj" if base.layout.is_lean else "c_fc"
+    base.seat_new_adapter("value", LoRASpec(rank=3, target=target))
+    generator = torch.Generator().manual_seed(2)
+    for parameter in base.role_parameters("value").values():
+        parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    base.seat_bare("reference")
+    base.disable_dropout()
+    return base
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_roles_read_together_read_what_they_read_apart(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = with_critic(model_of(PACKED[name]()))
+    batches = {"policy": pack(FAMILIES), "reference": pack(FAMILIES[1:3]), "value": pack(FAMILIES[:2])}
+
+    def read(*, together: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+        with monkeypatch.context() as patch:
+            if not together:
+                patch.setattr(base, "_together", lambda _: None)
+            readings = base.read_each(batches)
+        states = [readings[role].before for role in batches]
+        parameters = base.trainable_parameters()
+        for parameter in parameters.values():
+            parameter.grad = None
+        torch.stack([state.tanh().square().sum() for state in states]).sum().backward()
+        return [state.detach() for state in states], {n: p.grad for n, p in parameters.items() if p.grad is not None}
+
+    states, gradients = read(together=True)
+    expected_states, expected = read(together=False)
+    for found, wanted in zip(states, expected_states, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == expected.keys()
+    for key, gradient in gradients.items():
+        gap = (gradient - expected[key]).norm() / expected[key].norm().clamp(min=1e-6)
+        assert gap < 1e-4, f"{key}: {float(gap):.1e}"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one_pass"),
+    [("llama", True), ("qwen3", True), ("mistral, window shorter than the rows", False), ("gpt2", False)],
+)
+def test_roles_share_a_pass_where_the_layers_can_tell_them_apart(
+    name: str, is_one_pass: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = with_critic(model_of(PACKED[name]()))
+    passes = []
+    trunk = base.trunk
+    monkeypatch.setattr(base, "trunk", lambda ids, **given: passes.append(ids.shape) or trunk(ids, **given))
+    base.read_each({"policy": pack(FAMILIES), "value": pack(FAMILIES)})
+    assert len(passes) == (1 if is_one_pass else 2)

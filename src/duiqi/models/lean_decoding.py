@@ -8,6 +8,7 @@ Large bases, and GPUs, keep their matrices where they are; only the adapter's th
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from duiqi.models.joined import Joined
 from duiqi.models.layout import trunk_of
-from duiqi.models.lean import Joined, inverse_norm, llama_shaped_layers, turn_
+from duiqi.models.lean import inverse_norm, llama_shaped_layers, turn_
+from duiqi.models.tree_attention import Voice
 
 COPY_LIMIT = 2**28
 """Bytes that a copy in float32 may have; it stays until the adapter has changed."""
@@ -35,17 +38,18 @@ class _Layer:
     key_heads: int
 
     @classmethod
-    def of(cls, layer: Any, *, copy: bool) -> _Layer:
+    def of(cls, layer: Any, adapter: str | None, *, copy: bool) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        spots = (
-            [attention.q_proj, attention.k_proj, attention.v_proj],
-            [attention.o_proj],
-            [mlp.gate_proj, mlp.up_proj],
-            [mlp.down_proj],
+        projections, output, gated, down = (
+            Joined.of(linears, [Voice(adapter, slice(0, sys.maxsize))])
+            for linears in (
+                [attention.q_proj, attention.k_proj, attention.v_proj],
+                [attention.o_proj],
+                [mlp.gate_proj, mlp.up_proj],
+                [mlp.down_proj],
+            )
         )
-        projections, output, gated, down = map(Joined.of, spots)
-        query, key, _ = (len(matrix.weight) for matrix in projections.matrices)
-        heads, key_heads = query // attention.head_dim, key // attention.head_dim
+        heads, key_heads, _ = (width // attention.head_dim for width in projections.widths)
         if copy:
             projections, output, gated, down = (joined.folded() for joined in (projections, output, gated, down))
         return cls(layer, projections, output, gated, down, heads, key_heads)
@@ -79,12 +83,12 @@ class LeanDecoder:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, network: PreTrainedModel) -> LeanDecoder:
-        """Prepare the network as it is now; an update of its adapter needs another one."""
+    def of(cls, network: PreTrainedModel, adapter: str | None) -> LeanDecoder:
+        """Prepare the network with an adapter as it is now; after an update it needs another one."""
         layers = llama_shaped_layers(network)
         size = 4 * sum(p.numel() for layer in layers for p in layer.parameters())
         copy = size <= COPY_LIMIT and network.device.type == "cpu"
-        return cls(trunk_of(network), [_Layer.of(layer, copy=copy) for layer in layers], is_copy=copy)
+        return cls(trunk_of(network), [_Layer.of(layer, adapter, copy=copy) for layer in layers], is_copy=copy)
 
     def step(self, ids: Tensor, positions: Tensor, cache: Cache, visible: Tensor | None) -> Tensor:
         """Hidden states (N x 1 x H, after the final norm) of one token per row (N x 1), the cache grown by it.

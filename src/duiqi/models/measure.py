@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from duiqi.algorithms.log_probs import Ban, head_log_probs
+from duiqi.models.reading import Reading
 from duiqi.models.shared_base import SharedBase
 from duiqi.packing.batch import PackedBatch
 
@@ -30,6 +31,7 @@ def measure_answers(
     with_entropy: bool = False,
     with_values: bool = False,
     ban: Ban | None = None,
+    reading: Reading | None = None,
 ) -> AnswerMeasure:
     """Log-probability of every learned token under the active role, from one pass of the trunk.
 
@@ -40,8 +42,9 @@ def measure_answers(
         with_entropy: Also the entropy of each token's distribution.
         with_values: Also the value head's estimates, from the same hidden states.
         ban: Tokens that could not be drawn, over the learned tokens.
+        reading: The batch as the trunk read it already; None: it is read here.
     """
-    before = base.read(batch).before
+    before = (reading or base.read(batch)).before
     found = head_log_probs(
         before, batch.targets, base.output_head(), temperature=temperature, with_entropy=with_entropy, ban=ban
     )

@@ -24,7 +24,8 @@ from duiqi.models.loading import (
     refusing,
 )
 from duiqi.models.measure import measure_scores
-from duiqi.models.shared_base import SharedBase, last_token
+from duiqi.models.reading import last_token
+from duiqi.models.shared_base import SharedBase
 from duiqi.packing.batch import Family, pack
 from duiqi.packing.budget import deal
 

@@ -7,18 +7,19 @@ copies: what full fine-tuning, which moves the base itself, compares with; and a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import accumulate
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from duiqi.algorithms.log_probs import OutputHead
-from duiqi.errors import ModelError
 from duiqi.models.adapters import (
     LoRASpec,
     SavedAdapter,
@@ -34,9 +35,11 @@ from duiqi.models.adapters import (
 from duiqi.models.fingerprint import fingerprint, weights_digest
 from duiqi.models.heads import ScalarHead
 from duiqi.models.layout import find_layout, trunk_of, unslimmed
-from duiqi.models.lean import gather_adapters, llama_shaped_layers, restore
+from duiqi.models.lean import gather_adapters, llama_shaped_layers, restore, tells_apart
 from duiqi.models.lean_decoding import LeanDecoder
-from duiqi.models.tree_attention import TreeMask
+from duiqi.models.output_head import check_head_splits, output_head_of
+from duiqi.models.reading import Reading
+from duiqi.models.tree_attention import TreeMask, Voice
 from duiqi.packing.batch import PackedBatch
 
 FUNCTIONAL_DROPOUTS = frozenset(
@@ -85,7 +88,7 @@ class SharedBase:
         self.heads: dict[str, ScalarHead] = {}
         model.requires_grad_(False)
         model.eval()
-        _check_head_splits(model)
+        check_head_splits(model)
         self.layout = find_layout(model)
         """How batches are computed on this architecture."""
         self._seats: dict[str, Seat] = {}
@@ -329,7 +332,7 @@ class SharedBase:
         if self._prepared is None or not self._prepared.is_checked:
             state = self._adapter_state()
             if self._prepared is None or self._prepared.adapter_state != state:
-                self._prepared = _Prepared(state, LeanDecoder.of(self.model))
+                self._prepared = _Prepared(state, LeanDecoder.of(self.model, self._active.adapter))
             self._prepared.is_checked = True
         return self._prepared.decoder
 
@@ -364,13 +367,7 @@ class SharedBase:
     def read(self, batch: PackedBatch) -> Reading:
         """One pass of the active role over a batch: packed where the architecture allows it, else padded rows."""
         if self.layout.is_packed:
-            if self._prepares_every_shape:
-                batch = batch.filled(max(ROUND_LENGTH, 2 ** (batch.num_tokens.bit_length() - 4)))
-            tree = TreeMask.carrying(batch.tree, device=self.device, dtype=self._active.network.dtype)
-            hidden, _ = self.trunk(
-                batch.input_ids.unsqueeze(0), attention_mask=tree, position_ids=batch.positions.unsqueeze(0)
-            )
-            return Reading(hidden[0], batch.before, batch.last)
+            return Reading(self._read_row(*self._row(batch)), batch.before, batch.last)
         input_ids, mask = batch.padded()
         hidden, _ = self.trunk(input_ids, attention_mask=None if bool(mask.all()) else mask.long())
         width = input_ids.shape[1]
@@ -378,52 +375,50 @@ class SharedBase:
         before = batch.rows * width + batch.positions[batch.before]
         return Reading(hidden.flatten(0, 1), before, last)
 
+    def read_each(self, batches: Mapping[str, PackedBatch]) -> dict[str, Reading]:
+        """A batch for each role: all in one pass where the layers can tell roles apart, else in a pass each.
 
-@dataclass(frozen=True)
-class Reading:
-    """Hidden states of a batch, and where in them the stages look."""
+        One pass multiplies every frozen matrix once, over the tokens of all roles, and adds each role's adapter to its
+        own tokens. The result is the same.
+        """
+        together = self._together(batches) if len(batches) > 1 else None
+        if together is None:
+            readings = {}
+            for role, batch in batches.items():
+                with self.role(role):
+                    readings[role] = self.read(batch)
+            return readings
+        row, mask = together
+        with self.role(next(iter(batches))):
+            hidden = self._read_row(row, mask)
+        spans = [voice.tokens for voice in mask.voices]
+        return {
+            role: Reading(hidden[span], batch.before, batch.last)
+            for (role, batch), span in zip(batches.items(), spans, strict=True)
+        }
 
-    hidden: Float[Tensor, "M H"]
-    _before: Int[Tensor, " N"]
-    _last: Int[Tensor, " B"]
-
-    @property
-    def before(self) -> Float[Tensor, "N H"]:
-        """The states that predict the learned tokens."""
-        return self.hidden[self._before]
-
-    @property
-    def last(self) -> Float[Tensor, "B H"]:
-        """The state at the end of every sequence."""
-        return self.hidden[self._last]
-
-
-def last_token(hidden: Float[Tensor, "B T H"], attention_mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B H"]:
-    """The hidden state at each row's last real token, whichever side the padding is on."""
-    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    last = (positions * attention_mask).argmax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
-
-
-def output_head_of(network: PreTrainedModel) -> OutputHead:
-    """The output head of a network, with what its architecture does to the logits."""
-    head, config = network.get_output_embeddings(), network.config
-    scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
-    if divisor := getattr(config, "logits_scaling", None):  # Granite
-        scale /= float(divisor)
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-    return OutputHead(head.weight, getattr(head, "bias", None), scale=scale, soft_cap=cap or None)
-
-
-@torch.no_grad()
-def _check_head_splits(model: PreTrainedModel) -> None:
-    """Assert once that trunk and head, called apart, give the model's own logits."""
-    ids = torch.arange(4, device=next(model.parameters()).device).unsqueeze(0)
-    whole = model(input_ids=ids, use_cache=False).logits.float()
-    split = output_head_of(model)(trunk_of(model)(input_ids=ids, use_cache=False).last_hidden_state)
-    if not torch.allclose(whole, split, rtol=1e-2, atol=1e-2):
-        raise ModelError(
-            f"{type(model).__name__} does something unknown between its last hidden state and its logits",
-            where=str(model.config.name_or_path),
-            remedy="please report the architecture; until then use another base model",
+    def _together(self, batches: Mapping[str, PackedBatch]) -> tuple[PackedBatch, TreeMask] | None:
+        """The batches in one row, if these roles differ in nothing but the adapters of lean layers."""
+        seats = [self.seat(role) for role in batches]
+        if not self.layout.is_lean or any(seat.network is not self.model for seat in seats):
+            return None
+        row, mask = self._row(reduce(PackedBatch.followed_by, batches.values()))
+        stops = list(accumulate(batch.num_tokens for batch in batches.values()))
+        starts = [0, *stops]
+        mask.voices = tuple(
+            Voice(seat.adapter, slice(start, stop)) for seat, start, stop in zip(seats, starts, stops, strict=False)
         )
+        adapters = {seat.adapter for seat in seats if seat.adapter is not None}
+        return (row, mask) if tells_apart(self.model, adapters, mask) else None
+
+    def _row(self, batch: PackedBatch) -> tuple[PackedBatch, TreeMask]:
+        """The batch, perhaps with filling behind, and its mask for the active network."""
+        if self._prepares_every_shape:
+            batch = batch.filled(max(ROUND_LENGTH, 2 ** (batch.num_tokens.bit_length() - 4)))
+        return batch, TreeMask.carrying(batch.tree, device=self.device, dtype=self._active.network.dtype)
+
+    def _read_row(self, row: PackedBatch, mask: TreeMask) -> Float[Tensor, "T H"]:
+        """Last hidden states of a packed row."""
+        ids, positions = row.input_ids.unsqueeze(0), row.positions.unsqueeze(0)
+        hidden, _ = self.trunk(ids, attention_mask=mask, position_ids=positions)
+        return hidden[0]

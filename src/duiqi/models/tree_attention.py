@@ -10,8 +10,7 @@ because the joined log-sum-exp normalises all of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +18,27 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from duiqi.packing.tree import Segment, SegmentTree
+from duiqi.models.attention_kernels import Kernel, Part, kernel_for
+from duiqi.packing.tree import SegmentTree
 
 NAME = "duiqi"
 """What transformers calls this attention."""
 
-SHORT = 96
-"""Segments of at most this many tokens are attended several at once, padded to a common length."""
-SIMILAR = 1.25
-"""The longest of them is at most this many times as long as the shortest."""
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """An adapter (None: the bare base) and the tokens of a row that hear it."""
+
+    adapter: str | None
+    tokens: slice
 
 
 class TreeMask(Tensor):
     """An empty mask that carries a tree through transformers' layers, which hand a 4-D mask on as it is."""
 
     plan: Plan
+    voices: tuple[Voice, ...]
+    """Who hears what, where lean layers shall not go by the adapter that is heard; empty: they shall."""
     windows: set[int | None]
     """The sliding windows that layers asked for."""
 
@@ -41,7 +46,8 @@ class TreeMask(Tensor):
     def carrying(tree: SegmentTree, *, device: torch.device, dtype: torch.dtype) -> TreeMask:
         """The mask for layers that compute in `dtype`."""
         mask: TreeMask = torch.empty(1, 1, tree.num_tokens, 0, dtype=torch.bool, device=device).as_subclass(TreeMask)
-        mask.plan, mask.windows = Plan.of(tree, device=device, dtype=dtype), set()
+        mask.plan, mask.voices = Plan.of(tree, device=device, dtype=dtype), ()
+        mask.windows = set()
         return mask
 
     def plan_for(self, window: int | None) -> Plan | None:
@@ -132,63 +138,7 @@ def masked_attention(
     return torch.cat(outputs, dim=2)
 
 
-# -- the parts of a tree, and their kernels ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Some queries of the row over some of its keys: ranges, or indices of any shape that the kernel likes."""
-
-    queries: Tensor | slice
-    keys: Tensor | slice
-    is_causal: bool
-    count: int = 1
-    """Sequences of equal length in the ranges."""
-    is_real: Tensor | None = None
-    """Where `queries` is not filling; None: nowhere is any."""
-    bounds: tuple[Tensor, Tensor, int, int] | None = None
-    """For variable-length kernels: cumulative lengths of queries and of keys, and the longest of each."""
-
-    def queries_of(self, states: Tensor) -> Tensor:
-        """The part's queries of something that the row has per token."""
-        return self._cut(states, self.queries)
-
-    def keys_of(self, states: Tensor) -> Tensor:
-        """The part's keys of something that the row has per token."""
-        return self._cut(states, self.keys)
-
-    def _cut(self, states: Tensor, places: Tensor | slice) -> Tensor:
-        found = states[places]
-        return found if self.count == 1 else found.unflatten(0, (self.count, -1))
-
-    def put(self, whole: Tensor, found: Tensor, places: Tensor | slice) -> None:
-        """Write what was found at these places into the row, without its filling."""
-        if self.is_real is None:
-            whole[places] = found if isinstance(places, Tensor) else found.reshape(whole[places].shape)
-        else:
-            assert isinstance(places, Tensor)
-            whole[places[self.is_real]] = found[self.is_real].to(whole.dtype)
-
-
-class _Kernel(Protocol):
-    """How the parts of a tree are computed. Tensors are ... x heads x D, log-sum-exps ... x heads."""
-
-    def backward_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """What the backward pass computes in, where the forward pass computed in `dtype`."""
-
-    def own(self, tree: SegmentTree) -> list[_Part]:
-        """Every segment over itself: each token is a query once."""
-
-    def shared(self, tree: SegmentTree) -> list[_Part]:
-        """What continues a segment over that segment: no token is a query twice in one part."""
-
-    def forward(self, part: _Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Output and log-sum-exp."""
-
-    def backward(
-        self, part: _Part, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of queries, keys and values."""
+# -- a plan for a whole row --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -196,20 +146,16 @@ class Plan:
     """What a batch needs to attend over its tree; made once, used by every layer."""
 
     tree: SegmentTree
-    kernel: _Kernel | None
+    kernel: Kernel | None
     """None: dense masks."""
-    own: list[_Part]
-    shared: list[_Part]
+    own: list[Part]
+    shared: list[Part]
 
     @classmethod
     def of(cls, tree: SegmentTree, *, device: torch.device, dtype: torch.dtype) -> Plan:
-        """CPUs have a flash kernel of their own, GPUs in half precision one for rows of any lengths."""
-        kernel: _Kernel
-        if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
-            kernel = _CPU()
-        elif device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
-            kernel = _CUDA(device)
-        else:
+        """The plan of a row for layers that compute in `dtype`."""
+        kernel = kernel_for(device, dtype)
+        if kernel is None:
             return cls(tree, None, [], [])
         return cls(tree, kernel, kernel.own(tree), kernel.shared(tree))
 
@@ -283,130 +229,3 @@ class _TreeAttention(torch.autograd.Function):
         ctx.plan.attend_backward(*given, lse, grad_out, ctx.scale, grads)
         q_k_v = (grad.to(gradients[0].dtype).transpose(0, 1).unsqueeze(0) for grad in grads)
         return (*q_k_v, None, None)
-
-
-class _CPU:
-    """torch's flash attention for CPUs; short segments of similar length go through it together.
-
-    Segments of one length that stand side by side do so as they are. Others are gathered, the shorter ones filled up on
-    the right with their own last token: under a causal mask no real query sees the filling, and what is computed for
-    it is dropped.
-    """
-
-    def backward_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        del dtype
-        return torch.float32  # in bfloat16 the kernel's backward pass is the slower one, and less exact
-
-    def own(self, tree: SegmentTree) -> list[_Part]:
-        parts, group = [], list[Segment]()
-        for segment in sorted(tree.segments, key=lambda segment: (segment.length, segment.start)):
-            if group and not self._go_together(group, segment):
-                parts.append(self._together(group))
-                group = []
-            group.append(segment)
-        return [*parts, self._together(group)]
-
-    def _go_together(self, group: list[Segment], segment: Segment) -> bool:
-        if self._touch([*group, segment]):
-            return True
-        if len(group) > 1 and self._touch(group):
-            return False
-        return segment.length <= SHORT and segment.length <= SIMILAR * group[0].length + 1
-
-    def _touch(self, group: list[Segment]) -> bool:
-        """Whether they are of one length and stand side by side."""
-        first = group[0]
-        return all(s.length == first.length and s.start == first.start + i * s.length for i, s in enumerate(group))
-
-    def _together(self, group: list[Segment]) -> _Part:
-        if self._touch(group):
-            span = slice(group[0].start, group[-1].end)
-            return _Part(span, span, is_causal=True, count=len(group))
-        steps = torch.arange(group[-1].length)
-        starts = torch.tensor([[segment.start] for segment in group])
-        ends = torch.tensor([[segment.end] for segment in group])
-        places, is_real = torch.minimum(starts + steps, ends - 1), starts + steps < ends
-        return _Part(places, places, is_causal=True, is_real=None if bool(is_real.all()) else is_real)
-
-    def shared(self, tree: SegmentTree) -> list[_Part]:
-        segments = [segment for level in tree.levels for segment in level]
-        return [_Part(slice(s.end, s.stop), slice(s.start, s.end), is_causal=False) for s in segments]
-
-    def forward(self, part: _Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *map(_heads_first, (q, k, v)), 0.0, part.is_causal, scale=scale
-        )
-        return out.transpose(1, 2).view_as(q), lse.transpose(1, 2).view(q.shape[:-1])
-
-    def backward(
-        self, part: _Part, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        queries, keys, values, output, gradient = map(_heads_first, (q, k, v, out, grad_out))
-        normaliser = _heads_first(lse.unsqueeze(-1)).squeeze(-1)
-        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            gradient.contiguous(), queries, keys, values, output, normaliser, 0.0, part.is_causal, scale=scale
-        )
-        grad_q, grad_k, grad_v = (
-            grad.transpose(1, 2).reshape(states.shape) for grad, states in zip(grads, (q, k, v), strict=True)
-        )
-        return grad_q, grad_k, grad_v
-
-
-def _heads_first(states: Tensor) -> Tensor:
-    """B x L x heads x D, or L x heads x D, as B x heads x L x D."""
-    return (states if states.ndim == 4 else states.unsqueeze(0)).transpose(1, 2)
-
-
-@dataclass(frozen=True)
-class _CUDA:
-    """torch's variable-length flash attention: all segments in one call, and one more for each depth of the tree."""
-
-    device: torch.device
-
-    def backward_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return dtype
-
-    def own(self, tree: SegmentTree) -> list[_Part]:
-        lengths = [segment.length for segment in tree.segments]
-        everything = slice(0, tree.num_tokens)
-        return [_Part(everything, everything, is_causal=True, bounds=self._bounds(lengths, lengths))]
-
-    def shared(self, tree: SegmentTree) -> list[_Part]:
-        parts = []
-        for level in tree.levels:
-            queries = torch.cat([torch.arange(segment.end, segment.stop) for segment in level])
-            keys = torch.cat([torch.arange(segment.start, segment.end) for segment in level])
-            bounds = self._bounds([s.stop - s.end for s in level], [s.length for s in level])
-            parts.append(_Part(queries.to(self.device), keys.to(self.device), is_causal=False, bounds=bounds))
-        return parts
-
-    def _bounds(self, queries: list[int], keys: list[int]) -> tuple[Tensor, Tensor, int, int]:
-        cumulative = (torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=self.device) for n in (queries, keys))
-        return (*cumulative, max(queries), max(keys))  # type: ignore[return-value]
-
-    def forward(self, part: _Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        assert part.bounds is not None
-        out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            q, k, v, *part.bounds, 0.0, part.is_causal, False, scale=scale
-        )
-        return out, lse.transpose(0, 1)
-
-    def backward(
-        self, part: _Part, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        assert part.bounds is not None
-        no_dropout = torch.zeros(2, dtype=torch.uint64, device=self.device), torch.empty(0, device=self.device)
-        grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
-            grad_out.contiguous(),
-            q,
-            k,
-            v,
-            out,
-            lse.transpose(0, 1).contiguous(),
-            *part.bounds,
-            0.0,
-            part.is_causal,
-            *no_dropout,
-            scale=scale,
-        )
-        return grads

@@ -88,7 +88,22 @@ class PackedBatch:
             self,
             input_ids=torch.cat([self.input_ids, self.input_ids[:1].expand(missing)]),
             positions=torch.cat([self.positions, filling]),
-            tree=self.tree.followed_by(missing),
+            tree=self.tree.followed_by(SegmentTree.of([missing], [None])),
+        )
+
+    def followed_by(self, other: PackedBatch) -> PackedBatch:
+        """Both in one row, the other behind this one; its sequences are numbered on."""
+        tokens, sequences = self.num_tokens, len(self)
+        return PackedBatch(
+            input_ids=torch.cat([self.input_ids, other.input_ids]),
+            positions=torch.cat([self.positions, other.positions]),
+            tree=self.tree.followed_by(other.tree),
+            targets=torch.cat([self.targets, other.targets]),
+            before=torch.cat([self.before, other.before + tokens]),
+            rows=torch.cat([self.rows, other.rows + sequences]),
+            last=torch.cat([self.last, other.last + tokens]),
+            prompts=torch.cat([self.prompts, other.prompts + tokens]),
+            answers=torch.cat([self.answers, other.answers + tokens]),
         )
 
     def padded(self) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:

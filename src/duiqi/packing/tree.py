@@ -61,10 +61,11 @@ class SegmentTree:
         starts = [end - length for end, length in zip(ends, lengths, strict=True)]
         return cls(tuple(Segment(*bounds) for bounds in zip(starts, ends, stops, strict=True)))
 
-    def followed_by(self, length: int) -> SegmentTree:
-        """The same with one more segment at the end, which continues nothing."""
-        start, end = self.num_tokens, self.num_tokens + length
-        return SegmentTree((*self.segments, Segment(start, end, end)))
+    def followed_by(self, other: SegmentTree) -> SegmentTree:
+        """Both in one row, the other behind this one; neither sees the other."""
+        n = self.num_tokens
+        moved = (Segment(segment.start + n, segment.end + n, segment.stop + n) for segment in other.segments)
+        return SegmentTree((*self.segments, *moved))
 
     @property
     def num_tokens(self) -> int:

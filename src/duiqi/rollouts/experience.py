@@ -12,6 +12,7 @@ from torch import Tensor
 
 from duiqi.algorithms.log_probs import Ban
 from duiqi.models.measure import measure_answers, measure_values
+from duiqi.models.reading import Reading
 from duiqi.models.shared_base import SharedBase
 from duiqi.packing.batch import Family, PackedBatch, pack, share_prompts
 from duiqi.packing.budget import deal
@@ -141,9 +142,15 @@ class Measuring:
     """Tokens computed at once without gradient."""
 
     def answers(
-        self, base: SharedBase, batch: Experience, *, with_entropy: bool = False, with_values: bool = False
+        self,
+        base: SharedBase,
+        batch: Experience,
+        *,
+        with_entropy: bool = False,
+        with_values: bool = False,
+        reading: Reading | None = None,
     ) -> AnswerMatrices:
-        """One pass over a micro-batch under the active role."""
+        """One pass over a micro-batch under the active role, or what was made of it if it was `reading` already."""
         found = measure_answers(
             base,
             batch.packed,
@@ -151,6 +158,7 @@ class Measuring:
             with_entropy=with_entropy,
             with_values=with_values,
             ban=self._ban(batch),
+            reading=reading,
         )
         return AnswerMatrices(
             log_probs=batch.matrix(found.log_probs),

@@ -190,19 +190,25 @@ def learn(cast: Cast, learner: Learner, experience: Experience, config: PPOConfi
 
 
 def policy_and_critic_loss(cast: Cast, settings: PPOSettings, batch: Experience) -> Loss:
-    """The whole loss of PPO on a micro-batch."""
+    """The whole loss of PPO on a micro-batch; a critic adapter is read in the same pass as the policy."""
+    roles = ("policy", "value") if cast.critic_is_apart else ("policy",)
+    readings = cast.base.read_each(dict.fromkeys(roles, batch.packed))
     measured = cast.measuring.answers(
         cast.base,
         batch,
         with_entropy=settings.entropy_coef > 0,
         with_values=cast.critic == "shared",
+        reading=readings["policy"],
     )
+    values = measured.values
+    if cast.critic_is_apart:
+        values = batch.matrix(cast.base.heads["value"](readings["value"].before))
     return ppo_loss(
         log_probs=measured.log_probs,
         old_log_probs=batch.old_log_probs,
         advantages=batch.advantages,
         mask=batch.answer_mask,
-        values=critic_values(cast, batch, through_trunk=True) if cast.critic_is_apart else measured.values,
+        values=values,
         old_values=batch.values,
         returns=batch.returns,
         entropy=measured.entropy,
