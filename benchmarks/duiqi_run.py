@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from machine import peak_memory_mb, queue_seconds
+from planned import ppo_plan
 from work import BENCH, SIZES, WORKS, BenchmarkError, main_guard, read_rows, write_lines
 
 if TYPE_CHECKING:
@@ -266,9 +267,30 @@ def describe(args: argparse.Namespace, job: Job, result: StageResult, start_rss:
         "forward_tokens": {},
         "batch_size": args.batch_size,
         "threads": args.threads,
+        **planned_memory(args, job, start_rss),
         "queue_wait_s": round(queue_seconds(), 2),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "duiqi")},
     }
+
+
+def planned_memory(args: argparse.Namespace, job: Job, start_rss: float) -> dict[str, float]:
+    """What PPO should need, and how many times that it took: the peak less what was there before the model."""
+    if args.stage not in ONLINE:
+        return {}
+    config = json.loads((Path(args.root) / args.size / "policy" / "config.json").read_text(encoding="utf-8"))
+    per_answer = job.real_tokens / job.num_samples
+    plan = ppo_plan(
+        config,
+        dtype=args.dtype,
+        critic=args.critic if args.stage == "ppo" else "none",
+        rank=args.lora_r,
+        update_tokens=round(args.batch_size * per_answer),
+        update_answers=args.batch_size * args.new_tokens,
+        read_tokens=round(args.rollout * per_answer),
+        rollout_tokens=round(args.rollout * per_answer),
+    )
+    over = (peak_memory_mb() - start_rss) / plan.megabytes
+    return {"planned_mb": round(plan.megabytes), "peak_over_planned": round(over, 2)}
 
 
 def main() -> None:

@@ -11,6 +11,9 @@ from typing import Any
 
 from work import WORKS
 
+PLANNED_TARGET = 1.35
+"""Of PPO's peak memory, as a multiple of what was planned."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -37,11 +40,13 @@ class Measurement:
     revision: str
     """duiqi's git revision, with + when files were changed."""
     machine: str
+    peak_over_planned: float | None = None
+    """duiqi's PPO and GRPO: peak memory beyond Python's own, as a multiple of what the shapes ask for."""
 
 
 def parse(line: dict[str, Any]) -> Measurement:
     """A line of the results file."""
-    return Measurement(**{name: line[name] for name in Measurement.__dataclass_fields__})
+    return Measurement(**{name: line[name] for name in Measurement.__dataclass_fields__ if name in line})
 
 
 def read_results(path: Path) -> list[Measurement]:
@@ -112,6 +117,7 @@ class Verdict:
     rounds: int
     disturbed: int
     """Runs in it that others held up."""
+    peak_over_planned: float | None
 
     @property
     def memory_share(self) -> float:
@@ -169,6 +175,7 @@ def judge(measurements: Sequence[Measurement], contest: Contest, *, size: str, d
         peak_mb=middle(ours.values(), peak),
         rival_peak_mb=min(middle(runs.values(), peak) for runs in theirs.values()),
         rounds=len(ours),
+        peak_over_planned=max((m.peak_over_planned for m in ours.values() if m.peak_over_planned), default=None),
         disturbed=sum(m.is_disturbed for runs in (ours, theirs[rival]) for m in runs.values()),
     )
 
@@ -212,6 +219,9 @@ def in_words(verdict: Verdict) -> str:
     if v.contest.memory is not None:
         share = _target(v.contest.memory, v.is_small_enough, at_most=True)
         lines.append(f"  memory {v.memory_share:.2f} of {v.rival_peak_mb:.0f} MB: {v.peak_mb:.0f} MB{share}")
+    if v.peak_over_planned is not None:
+        planned = _target(PLANNED_TARGET, v.peak_over_planned <= PLANNED_TARGET, at_most=True)
+        lines.append(f"  peak   {v.peak_over_planned:.2f} times what was planned{planned}")
     if v.disturbed:
         lines.append(f"  {v.disturbed} of these runs were held up by other processes")
     return "\n".join(lines)

@@ -111,3 +111,21 @@ def test_no_rows_make_no_micro_batches() -> None:
 def test_a_segment_without_tokens_is_refused() -> None:
     with pytest.raises(AssertionError, match="a segment has tokens"):
         SegmentTree.of([1, 0], [None, 0])
+
+
+def test_a_batch_behind_another_says_of_its_sequences_what_it_said_alone() -> None:
+    first = pack([Family((1, 2, 3), [(4, 5), (6,)]), Family((), [(7, 8, 9)])])
+    second = pack([Family((10, 11), [(12, 13), (14, 15)])])
+    both = first.followed_by(second)
+    assert both.input_ids.tolist() == first.input_ids.tolist() + second.input_ids.tolist()
+    assert both.positions.tolist() == first.positions.tolist() + second.positions.tolist()
+    assert both.targets.tolist() == [*first.targets.tolist(), *second.targets.tolist()]
+    assert both.input_ids[both.before].tolist() == [
+        *first.input_ids[first.before].tolist(),
+        *second.input_ids[second.before].tolist(),
+    ]
+    assert both.input_ids[both.last].tolist() == [5, 6, 9, 13, 15]
+    assert both.counts().tolist() == [2, 1, 2, 2, 2]
+    rows, mask = both.padded()
+    found = [row[kept].tolist() for row, kept in zip(rows, mask, strict=True)]
+    assert found == [[1, 2, 3, 4, 5], [1, 2, 3, 6], [7, 8, 9], [10, 11, 12, 13], [10, 11, 14, 15]]
