@@ -279,7 +279,7 @@ def open_base(config: dict[str, Any], device: torch.device) -> Any:
 
 
 def open_learner(base: Any, tokens: int) -> Any:
-    from duiqi.training.budget import MemoryBudget
+    from duiqi.packing.memory import MemoryBudget
     from duiqi.training.learner import Learner
     from duiqi.training.schedule import Schedule
 

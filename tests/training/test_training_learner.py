@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from duiqi.algorithms.loss import Loss
-from duiqi.training.budget import MemoryBudget, OutOfMemory
+from duiqi.packing.memory import MemoryBudget, OutOfMemory
 from duiqi.training.learner import Learner, NonFiniteStep
 from duiqi.training.schedule import Schedule
 

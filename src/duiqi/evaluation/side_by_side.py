@@ -12,6 +12,7 @@ from duiqi.data.encoding import encode_prompt
 from duiqi.data.templates import Template
 from duiqi.models.adapters import read_adapter
 from duiqi.models.shared_base import SharedBase
+from duiqi.packing.memory import MemoryBudget
 from duiqi.rollouts.decoder import Decoder
 from duiqi.rollouts.experience import Measuring, assemble
 from duiqi.types import Message, Rollout, Sampling
@@ -67,7 +68,7 @@ def answer_side_by_side(
     measuring = Measuring(
         temperature=sampling.temperature or 1.0,
         stop_token_ids=tuple(template.stop_token_ids),
-        max_tokens=MAX_TOKENS,
+        budget=MemoryBudget(MAX_TOKENS),
     )
     found = []
     for label in labels:

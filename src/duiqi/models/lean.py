@@ -147,22 +147,22 @@ def _window_of(attention: Any) -> int | None:
 
 def tells_apart(model: PreTrainedModel, adapters: Iterable[str], mask: TreeMask) -> bool:
     """Whether tokens of the row of `mask` may hear different ones of these adapters."""
-    layers = llama_shaped_layers(model)
+    layers: list[Any] = llama_shaped_layers(model)
     linears = {layer.get_submodule(name) for layer in layers for name in LINEARS}
     adapted = {module for module in model.modules() if isinstance(module, BaseTunerLayer)}
     voices = [Voice(adapter, slice(0, 0)) for adapter in adapters]
     has_plans = all(mask.plan_for(_window_of(layer.self_attn)) is not None for layer in layers)
-    return has_plans and adapted <= linears and all(_is_plain(layer, voices) for layer in layers)
+    return (
+        has_plans
+        and adapted <= linears
+        and all(_is_plain(part, voices) for layer in layers for part in (layer.self_attn, layer.mlp))
+    )
 
 
 def _is_plain(part: nn.Module, voices: Sequence[Voice]) -> bool:
-    """Whether all linear layers are frozen, and adapters nothing but two matrices now: no dropout acting, no DoRA."""
-    return all(
-        is_plain_linear(linear, voice.adapter)
-        for name, linear in part.named_modules()
-        if name.endswith("_proj")
-        for voice in voices
-    )
+    """Whether attention, or an MLP, is frozen, with adapters that are nothing but two matrices now."""
+    linears = [child for name, child in part.named_children() if name.endswith("_proj")]
+    return all(is_plain_linear(linear, voice.adapter) for linear in linears for voice in voices)
 
 
 # -- blocks of tokens, and norms --------------------------------------------------------------------------------------

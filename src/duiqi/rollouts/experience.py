@@ -16,6 +16,7 @@ from duiqi.models.reading import Reading
 from duiqi.models.shared_base import SharedBase
 from duiqi.packing.batch import Family, PackedBatch, pack, share_prompts
 from duiqi.packing.budget import deal
+from duiqi.packing.memory import MemoryBudget
 from duiqi.types import Rollout
 
 Ids = tuple[int, ...]
@@ -138,8 +139,8 @@ class Measuring:
     temperature: float
     stop_token_ids: tuple[int, ...]
     """What could not be drawn where `Experience.suppressed` is True."""
-    max_tokens: int
-    """Tokens computed at once without gradient."""
+    budget: MemoryBudget
+    """Of tokens computed at once without gradient."""
 
     def answers(
         self,
@@ -183,9 +184,12 @@ class Measuring:
     def _gather(
         self, base: SharedBase, experience: Experience, role: str, measure: Callable[[Experience], Tensor]
     ) -> Tensor:
-        out = torch.zeros_like(experience.old_log_probs)
-        with base.acting(role):
-            for rows in experience.divided(self.max_tokens, packed=base.layout.is_packed):
+        def of_everything(max_tokens: int) -> Tensor:
+            out = torch.zeros_like(experience.old_log_probs)
+            for rows in experience.divided(max_tokens, packed=base.layout.is_packed):
                 part = measure(experience.select(rows))
                 out[torch.tensor(rows, device=out.device), : part.shape[1]] = part
-        return out
+            return out
+
+        with base.acting(role):
+            return self.budget.within(of_everything)

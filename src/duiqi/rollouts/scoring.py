@@ -20,6 +20,7 @@ from torch import Tensor
 from duiqi.errors import DuiqiError, SettingsError
 from duiqi.models.reward import SharedReward, StandaloneReward, score_token_rows
 from duiqi.packing.batch import share_prompts
+from duiqi.packing.memory import MemoryBudget
 from duiqi.types import Message, last_user_text
 
 Conversation = tuple[Message, ...]
@@ -58,13 +59,13 @@ class Scorer(Protocol):
 class SharedScorer:
     """A reward adapter and its head on the base that the policy uses; reads the policy's own tokens."""
 
-    def __init__(self, reward: SharedReward, *, name: str, max_tokens: int) -> None:
+    def __init__(self, reward: SharedReward, *, name: str, budget: MemoryBudget) -> None:
         self.name = name
-        self._reward, self._max_tokens = reward, max_tokens
+        self._reward, self._budget = reward, budget
 
     def score(self, candidates: Sequence[Candidate]) -> Float[Tensor, " B"]:
         families = share_prompts([c.prompt_ids for c in candidates], [c.answer_ids for c in candidates])
-        return self._reward.score(families, max_tokens=self._max_tokens)
+        return self._budget.within(lambda tokens: self._reward.score(families, max_tokens=tokens))
 
 
 class ModelScorer:

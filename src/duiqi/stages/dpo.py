@@ -21,8 +21,6 @@ from duiqi.algorithms.preference import (
     orpo_loss,
     simpo_loss,
 )
-from duiqi.data.encoded import EncodedData
-from duiqi.data.encoding import EncodedRanking
 from duiqi.data.rankings import RankingBatch, ranking_batches
 from duiqi.errors import GuardStop
 from duiqi.journal.run import Run
@@ -88,15 +86,17 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     loss_fn = partial(preference_loss, base, settings=config.preference, memory=memory)
     card = make_card("dpo", base, start, template)
 
-    def everything(held_out: EncodedData[EncodedRanking]) -> Iterable[RankingBatch]:
-        return batches(held_out, range(len(held_out.items)), max_tokens=learner.budget.tokens)
+    def evaluate_held_out(tokens: int) -> dict[str, float]:
+        if not held_out:
+            return {}
+        return evaluate(base, batches(held_out, range(len(held_out.items)), max_tokens=tokens), loss_fn)
 
     session = Session(
         journal,
         learner,
         cadence=make_cadence(config.run, total_steps),
         save_model=lambda directory: save(base, memory, directory, card, tokenizer, journal),
-        evaluate=lambda _: evaluate(base, everything(held_out), loss_fn) if held_out else {},
+        evaluate=lambda _: learner.budget.within(evaluate_held_out),
         best_by=BestBy("eval_loss"),
         rows_per_epoch=len(data.items),
     )

@@ -22,6 +22,7 @@ from duiqi.models.adapters import CONFIG_NAME, LoRASpec, read_adapter
 from duiqi.models.card import ModelCard, read_card
 from duiqi.models.loading import choose_device, choose_dtype, load_causal_lm, load_tokenizer, locate
 from duiqi.models.shared_base import SharedBase
+from duiqi.packing.memory import MemoryBudget
 from duiqi.settings.groups import (
     BatchSettings,
     DataSettings,
@@ -31,7 +32,6 @@ from duiqi.settings.groups import (
     RunSettings,
     TuningSettings,
 )
-from duiqi.training.budget import MemoryBudget
 from duiqi.training.learner import Learner
 from duiqi.training.schedule import Schedule
 from duiqi.training.session import Cadence
@@ -354,21 +354,32 @@ def count_steps(num_rows: int, rows_per_step: int, settings: OptimizerSettings) 
     return max(1, math.ceil(settings.num_train_epochs * math.ceil(num_rows / rows_per_step)))
 
 
-def make_learner(base: SharedBase, settings: OptimizerSettings, total_steps: int, journal: Run) -> Learner:
-    """AdamW with the schedule of these settings, on everything that learns."""
-    warmup = settings.warmup_steps or math.ceil(settings.warmup_ratio * total_steps)
-    schedule = Schedule(settings.learning_rate, total_steps, warmup, settings.lr_scheduler_type)
+def make_memory_budget(settings: OptimizerSettings, journal: Run) -> MemoryBudget:
+    """The tokens computed at once; the journal is told when they become fewer."""
 
     def say(tokens: int) -> None:
         journal.event("out_of_memory", tokens_per_micro_batch=tokens)
         journal.view.note(f"out of memory: going on with {tokens} tokens at once (tokens_per_micro_batch)")
 
+    return MemoryBudget(settings.tokens_per_micro_batch, on_halved=say)
+
+
+def make_learner(
+    base: SharedBase,
+    settings: OptimizerSettings,
+    total_steps: int,
+    journal: Run,
+    *,
+    budget: MemoryBudget | None = None,
+) -> Learner:
+    """AdamW with the schedule of these settings, on everything that learns."""
+    warmup = settings.warmup_steps or math.ceil(settings.warmup_ratio * total_steps)
     return Learner(
         base.trainable_parameters(),
-        schedule,
+        Schedule(settings.learning_rate, total_steps, warmup, settings.lr_scheduler_type),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        budget=MemoryBudget(settings.tokens_per_micro_batch, on_halved=say),
+        budget=budget or make_memory_budget(settings, journal),
     )
 
 

@@ -48,7 +48,7 @@ def run(config: PPOConfig, journal: Run) -> StageResult:
         prompts_per_step = settings.rollout_batch_size // settings.answers_per_prompt
         plan = BatchPlan(len(cast.prompts), batch_size=prompts_per_step, seed=seed)
         total_steps = count_steps(len(cast.prompts), prompts_per_step, config.optimizer)
-        learner = make_learner(cast.base, config.optimizer, total_steps, journal)
+        learner = make_learner(cast.base, config.optimizer, total_steps, journal, budget=cast.measuring.budget)
         credit = Credit.start(settings, config.score)
         session = Session(
             journal,

@@ -20,6 +20,7 @@ from duiqi.models.card import ModelCard
 from duiqi.models.loading import load_tokenizer, locate
 from duiqi.models.reward import SharedReward
 from duiqi.models.shared_base import SharedBase
+from duiqi.packing.memory import MemoryBudget
 from duiqi.rollouts.engine import Engine
 from duiqi.rollouts.experience import Experience, Measuring, assemble
 from duiqi.rollouts.scoring import (
@@ -42,6 +43,7 @@ from duiqi.stages.materials import (
     make_base,
     make_budget,
     make_card,
+    make_memory_budget,
     make_template,
     make_tokenizer,
     refuse_mismatch,
@@ -144,7 +146,10 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
     base = make_base(config.model, config.tuning, start)
     seat_policy(base, start, config.tuning)
     reference_name = seat_reference(base, config.reference.ref_model)
-    parts = [_make_scorer(spec, base, template, config) for spec in parse_reward_specs(config.score.reward_model)]
+    budget = make_memory_budget(config.optimizer, journal)
+    parts = [
+        _make_scorer(spec, base, template, config, budget) for spec in parse_reward_specs(config.score.reward_model)
+    ]
     critic = _seat_critic(base, config)
     base.disable_dropout()
     if config.optimizer.gradient_checkpointing:
@@ -182,7 +187,7 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
         measuring=Measuring(
             temperature=sampling.temperature,
             stop_token_ids=tuple(template.stop_token_ids),
-            max_tokens=config.optimizer.tokens_per_micro_batch,
+            budget=budget,
         ),
         sampling=sampling,
         prompts=rows.train,
@@ -241,7 +246,9 @@ def _check_settings(config: PPOConfig, journal: Run) -> None:
         journal.view.note(f"warning: {warning}")
 
 
-def _make_scorer(spec: RewardSpec, base: SharedBase, template: Template, config: PPOConfig) -> tuple[Scorer, float]:
+def _make_scorer(
+    spec: RewardSpec, base: SharedBase, template: Template, config: PPOConfig, budget: MemoryBudget
+) -> tuple[Scorer, float]:
     """One part of the reward: a function, an adapter on this base, or a model of its own."""
     if spec.function is not None:
         return FunctionScorer(*spec.function), spec.weight
@@ -267,8 +274,7 @@ def _make_scorer(spec: RewardSpec, base: SharedBase, template: Template, config:
         beside = None if config.tuning.finetuning_type == "lora" else "reference"
         base.seat_saved_adapter(role, saved, trainable=False, beside=beside)
         base.add_head(role, saved.score, trainable=False)
-        max_tokens = config.optimizer.tokens_per_micro_batch
-        return SharedScorer(SharedReward(base, role), name=name, max_tokens=max_tokens), spec.weight
+        return SharedScorer(SharedReward(base, role), name=name, budget=budget), spec.weight
     scorer = open_reward_model(
         spec.source,
         name=name,

@@ -56,8 +56,8 @@ def run(config: PretrainConfig, journal: Run) -> StageResult:
         learner,
         cadence=make_cadence(config.run, total_steps),
         save_model=lambda directory: save_role(base, "policy", directory, card=card, tokenizer=tokenizer),
-        evaluate=lambda _: perplexity(
-            base, batches([block.family for block in held_out], max_tokens=learner.budget.tokens)
+        evaluate=lambda _: learner.budget.within(
+            lambda tokens: perplexity(base, batches([block.family for block in held_out], max_tokens=tokens))
         ),
         best_by=BestBy("eval_loss"),
         rows_per_epoch=len(blocks),

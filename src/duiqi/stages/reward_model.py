@@ -67,7 +67,7 @@ def run(config: RewardModelConfig, journal: Run) -> StageResult:
         learner,
         cadence=make_cadence(config.run, total_steps),
         save_model=lambda directory: save_role(base, "reward", directory, card=card, tokenizer=tokenizer),
-        evaluate=lambda _: evaluate(base, held_out, batches, max_tokens=learner.budget.tokens) if held_out else {},
+        evaluate=lambda _: learner.budget.within(lambda tokens: evaluate(base, held_out, batches, max_tokens=tokens)),
         best_by=BestBy("eval_accuracy", greater_is_better=True),
         rows_per_epoch=len(data.items),
     )
@@ -101,12 +101,14 @@ def ranking_loss(base: SharedBase, batch: RankingBatch, *, centering: float) -> 
 
 def evaluate(
     base: SharedBase,
-    data: EncodedData[EncodedRanking],
+    data: EncodedData[EncodedRanking] | None,
     batches: Callable[..., Iterable[RankingBatch]],
     *,
     max_tokens: int,
 ) -> dict[str, float]:
     """Held-out loss and accuracy over all pairs (ties count half), and accuracy by dataset where there are several."""
+    if not data:
+        return {}
     wins: dict[str, list[float]] = defaultdict(list)
 
     def loss_and_wins(batch: RankingBatch) -> Loss:

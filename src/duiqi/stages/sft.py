@@ -58,8 +58,8 @@ def run(config: SFTConfig, journal: Run) -> StageResult:
         learner,
         cadence=make_cadence(config.run, total_steps),
         save_model=lambda directory: save_role(base, "policy", directory, card=card, tokenizer=tokenizer),
-        evaluate=lambda _: perplexity(
-            base, batches([item.family for item in held_out.items], max_tokens=learner.budget.tokens)
+        evaluate=lambda _: learner.budget.within(
+            lambda tokens: perplexity(base, batches([item.family for item in held_out.items], max_tokens=tokens))
         ),
         best_by=BestBy("eval_loss"),
         rows_per_epoch=len(data.items),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from duiqi.algorithms.loss import Loss, WeightedSum
 from duiqi.errors import DuiqiError
 from duiqi.guards.finite import first_non_finite
-from duiqi.training.budget import MemoryBudget, is_out_of_memory
+from duiqi.packing.memory import MemoryBudget
 from duiqi.training.schedule import Schedule
 
 Item = TypeVar("Item")
@@ -111,16 +111,7 @@ class Learner:
             NonFiniteStep: The loss or the gradient is not finite; the weights are untouched.
             OutOfMemory: The memory does not hold even one row.
         """
-        while True:
-            try:
-                sums, last = self._gather(micro_batches(self.budget.tokens), loss_fn)
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                cause = error.with_traceback(None)  # its frames hold the activations that did not fit
-            self.optimizer.zero_grad(set_to_none=True)
-            self.budget.halve(cause)
+        sums, last = self.budget.within(lambda tokens: self._gather(micro_batches(tokens), loss_fn))
         means = {name: part.mean for name, part in sums.items()}
         norm = self._mean_gradient(sums["loss"].weight)
         if not torch.isfinite(norm):

@@ -1,13 +1,16 @@
-"""How many tokens are computed at once, and what happens when the memory is too small for them."""
+"""What happens when the memory is too small for the tokens that are computed at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from duiqi.errors import UserError
+
+Result = TypeVar("Result")
 
 SMALLEST = 64
 """Tokens below which halving the budget makes no difference: a single row is longer."""
@@ -27,6 +30,21 @@ class MemoryBudget:
     tokens: int
     on_halved: Callable[[int], object] = bool
     """Told the new budget, to say it aloud; by default nobody is."""
+
+    def within(self, compute: Callable[[int], Result]) -> Result:
+        """What `compute` finds with at most so many tokens at once; begun again with half of them while memory lacks.
+
+        Raises:
+            OutOfMemory: The memory does not hold even one row.
+        """
+        while True:
+            try:
+                return compute(self.tokens)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                cause = error.with_traceback(None)  # its frames hold what did not fit
+            self.halve(cause)
 
     def halve(self, error: BaseException) -> None:
         """Go on with half the tokens.
