@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import duiqi
 from duiqi.errors import ModelError
+from duiqi.models import loading
 from duiqi.models.loading import load_causal_lm
 from duiqi.serving.speaker import open_speaker
 
@@ -91,3 +92,12 @@ def test_an_adapter_is_refused_when_its_base_has_changed(
 def test_half_precision_is_no_change_of_the_base(workshop: Workshop) -> None:
     for dtype in ("bfloat16", "float16"):
         assert duiqi.load_model(workshop.sft, dtype=dtype).dtype == getattr(torch, dtype)
+
+
+def test_a_cpu_trains_in_bfloat16_if_it_can_and_reads_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for has_it in (True, False):
+        monkeypatch.setattr(loading, "cpu_multiplies_bfloat16", lambda has_it=has_it: has_it)
+        assert loading.choose_dtype("auto", cpu, trains=True) == (torch.bfloat16 if has_it else torch.float32)
+        assert loading.choose_dtype("auto", cpu) == torch.float32
+        assert loading.choose_dtype("float16", cpu, trains=True) == torch.float16

@@ -187,11 +187,25 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The precision that `dtype` names; auto is bfloat16 on a GPU that has it, float32 elsewhere."""
+def choose_dtype(dtype: str, device: torch.device, *, trains: bool = False) -> torch.dtype:
+    """The precision that `dtype` names; auto is bfloat16 on GPUs that have it, and to train on CPUs that have it.
+
+    Reading alone on a CPU stays in float32, where a score does not depend on what is read beside it.
+    """
     if dtype != "auto":
         return _DTYPES[dtype]
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    has_bfloat16 = False
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported()
+    elif device.type == "cpu" and trains:
+        has_bfloat16 = cpu_multiplies_bfloat16()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products in bfloat16 (AVX-512 BF16 or AMX)."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) is True for name in ("avx512_bf16", "amx_bf16"))
 
 
 @quietly()

@@ -29,8 +29,8 @@ class ModelSettings:
     adapter_name_or_path: str | None = None
     """The adapter to start from: a run directory or a PEFT directory (its copy is trained, itself never changed)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the frozen base; adapters and heads stay in float32. auto: bfloat16 on a GPU, else
-    float32; full fine-tuning is always float32."""
+    """Precision of the frozen base; adapters and heads stay in float32. auto: bfloat16 on a GPU or a CPU that
+    has instructions for it, else float32; full fine-tuning is always float32."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"

@@ -104,7 +104,7 @@ def make_base(
     model = load_causal_lm(
         start.base,
         device=device,
-        dtype=torch.float32 if full else choose_dtype(settings.dtype, device),
+        dtype=torch.float32 if full else choose_dtype(settings.dtype, device, trains=True),
         attn_implementation=settings.attn_implementation,
         trust_remote_code=settings.trust_remote_code,
         from_scratch=from_scratch,
