@@ -21,7 +21,7 @@ from duiqi.algorithms.loss import Loss
 from duiqi.errors import GuardStop, ModelError, SettingsError, TemplateError
 from duiqi.journal.run import Run
 from duiqi.settings.resolve import dump, resolve
-from duiqi.stages.ppo import critic_loss
+from duiqi.stages.ppo import check_sampler, critic_loss
 from duiqi.stages.ppo_cast import Cast, assemble_cast
 from duiqi.stages.ppo_credit import Credit
 from duiqi.training.learner import Learner
@@ -417,3 +417,11 @@ def test_a_score_that_is_not_finite_is_named(
         duiqi.run("ppo", **workshop.settings("ppo", tmp_path))
     kept = load_file(tmp_path / "anomaly" / "batch.safetensors")
     assert {"prompts", "answers", "old_log_probs"} <= set(kept)
+
+
+def test_rounding_is_no_disagreement_of_sampler_and_trainer_and_another_policy_is() -> None:
+    check_sampler(1e-9, 3, torch.float32)
+    check_sampler(2e-5, 3, torch.bfloat16)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        with pytest.raises(GuardStop, match="disagree at step 3"):
+            check_sampler(5e-3, 3, dtype)

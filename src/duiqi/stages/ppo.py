@@ -36,8 +36,9 @@ from duiqi.types import StageResult, readable
 VALUE_HEAD_NAME = "value_head.safetensors"
 LOG_PROB_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far apart, on average over the tokens, the own sampler and the trainer may be in the precision of the base."""
-OPENING_KL = 1e-5
-"""Approximate KL per token that rounding may leave before the first update of a step; in practice below 1e-9."""
+OPENING_KL = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-4}
+"""Approximate KL per token that rounding may leave before the first update of a step; in practice below 1e-9 in
+float32 and about 1e-5 in bfloat16, where it depends on what else is computed in a batch."""
 
 
 def run(config: PPOConfig, journal: Run) -> StageResult:
@@ -135,13 +136,13 @@ def check_opening(cast: Cast, sampled: Experience, computed: Experience, journal
         )
 
 
-def check_sampler(opening_kl: float, step: int) -> None:
+def check_sampler(opening_kl: float, step: int, dtype: torch.dtype) -> None:
     """Before the first update of a step the ratio is 1: what was sampled is what is learned from.
 
     Raises:
         GuardStop: It is not, so the sampler followed another policy than the trainer's.
     """
-    if opening_kl > OPENING_KL:
+    if opening_kl > OPENING_KL[dtype]:
         raise GuardStop(
             f"sampler and trainer disagree at step {step}: approximate KL {opening_kl:.1e} per token before any update",
             remedy="this is a fault of duiqi, not of your settings: please report it with config.yaml",
@@ -182,7 +183,7 @@ def learn(cast: Cast, learner: Learner, experience: Experience, config: PPOConfi
                 )
                 reports.append(report.as_metrics())
                 if len(reports) == 1:
-                    check_sampler(reports[0].get("approx_kl", 0.0), step)
+                    check_sampler(reports[0].get("approx_kl", 0.0), step, cast.base.model.dtype)
             if settings.target_kl and reports[-1].get("approx_kl", 0.0) > 1.5 * settings.target_kl:
                 break
     means = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}
