@@ -14,8 +14,9 @@ NEVER = -1e30
 """The logit of a token that cannot be drawn: its probability is exactly 0, and dividing it by any temperature leaves
 it finite. With -inf an entropy would be nan, because 0 times -inf is."""
 
-CHUNK_LOGITS = 2**23
-"""Logits that exist at a time: 32 MiB in float32."""
+CHUNK_LOGITS, GPU_CHUNK_LOGITS = 2**23, 2**27
+"""Logits that exist at a time: 32 MiB in float32, on a GPU 512 MiB. Every chunk reads the whole head, which a GPU does
+no faster than it multiplies several hundred positions by it."""
 SMALLEST_CHUNK = 64
 """Positions computed together at least, for fewer would read the whole head for next to nothing; a chunk is a multiple
 of them, and so are all positions where every new number of them costs."""
@@ -115,9 +116,10 @@ def head_log_probs(
         temperature: Divides the logits.
         with_entropy: Also return the entropies, differentiable.
         ban: Tokens that could not be drawn.
-        chunk_size: Positions projected at once; by default as many as make `CHUNK_LOGITS` logits.
+        chunk_size: Positions projected at once; by default as many as make `CHUNK_LOGITS` logits (on a GPU `GPU_CHUNK_LOGITS`).
     """
-    size = chunk_size or max(1, CHUNK_LOGITS // len(head.weight) // SMALLEST_CHUNK) * SMALLEST_CHUNK
+    most = CHUNK_LOGITS if head.weight.device.type == "cpu" else GPU_CHUNK_LOGITS
+    size = chunk_size or max(1, most // len(head.weight) // SMALLEST_CHUNK) * SMALLEST_CHUNK
     if not with_entropy and (head.is_frozen or not torch.is_grad_enabled()):
         count = len(hidden)
         if head.weight.device.type == "cpu" and head.weight.dtype == torch.bfloat16:
