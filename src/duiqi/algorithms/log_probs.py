@@ -116,7 +116,7 @@ def head_log_probs(
         temperature: Divides the logits.
         with_entropy: Also return the entropies, differentiable.
         ban: Tokens that could not be drawn.
-        chunk_size: Positions projected at once; by default as many as make `CHUNK_LOGITS` logits (on a GPU `GPU_CHUNK_LOGITS`).
+        chunk_size: Positions projected at once; by default as many as make `CHUNK_LOGITS` logits, or the GPU's.
     """
     most = CHUNK_LOGITS if head.weight.device.type == "cpu" else GPU_CHUNK_LOGITS
     size = chunk_size or max(1, most // len(head.weight) // SMALLEST_CHUNK) * SMALLEST_CHUNK
