@@ -14,9 +14,9 @@ NEVER = -1e30
 """The logit of a token that cannot be drawn: its probability is exactly 0, and dividing it by any temperature leaves
 it finite. With -inf an entropy would be nan, because 0 times -inf is."""
 
-CHUNK_LOGITS, GPU_CHUNK_LOGITS = 2**23, 2**27
-"""Logits that exist at a time: 32 MiB in float32, on a GPU 512 MiB. Every chunk reads the whole head, which a GPU does
-no faster than it multiplies several hundred positions by it."""
+CHUNK_LOGITS, GPU_CHUNK_LOGITS = 2**22, 2**26
+"""Logits of a chunk. Twice as many numbers exist at a time, 32 MiB in float32, on a GPU 512 MiB: every chunk reads the
+whole head, and a GPU needs no less time for that than to multiply several hundred positions by it."""
 SMALLEST_CHUNK = 64
 """Positions computed together at least, for fewer would read the whole head for next to nothing; a chunk is a multiple
 of them, and so are all positions where every new number of them costs."""
@@ -194,16 +194,16 @@ class _OnePass(torch.autograd.Function):
             if temperature != 1.0:
                 z.div_(temperature)
             tokens = targets[chunk].unsqueeze(-1)
-            highest = z.amax(-1, keepdim=True)
-            chosen = z.gather(-1, tokens) - highest
-            mass = z.sub_(highest).exp_().sum(-1, keepdim=True)
-            log_probs[chunk] = (chosen - mass.log()).squeeze(-1)
+            all_log_probs = z.log_softmax(-1)
+            del z
+            log_probs[chunk] = all_log_probs.gather(-1, tokens).squeeze(-1)
             if slopes is not None:
-                pull = z.div_(mass.neg_())  # minus the probabilities
-                pull.scatter_add_(-1, tokens, torch.ones_like(chosen))
+                push = all_log_probs.exp_()  # the probabilities, less 1 at the target: minus the gradient of the logits
+                push.scatter_add_(-1, tokens, push.new_full(tokens.shape, -1.0))
                 if bend is not None:
-                    pull.mul_(bend)
-                slopes[chunk] = (pull.to(weight.dtype) @ weight).mul_(head.scale / temperature)
+                    push.mul_(bend)
+                slopes[chunk] = (push.to(weight.dtype) @ weight).mul_(-head.scale / temperature)
+            del all_log_probs
         ctx.save_for_backward(slopes)
         return log_probs
 

@@ -367,7 +367,8 @@ class SharedBase:
     def read(self, batch: PackedBatch) -> Reading:
         """One pass of the active role over a batch: packed where the architecture allows it, else padded rows."""
         if self.layout.is_packed:
-            return Reading(self._read_row(*self._row(batch)), batch.before, batch.last)
+            row = self._filled(batch)
+            return Reading(self._read_row(row, self._mask(row)), batch.before, batch.last)
         input_ids, mask = batch.padded()
         hidden, _ = self.trunk(input_ids, attention_mask=None if bool(mask.all()) else mask.long())
         width = input_ids.shape[1]
@@ -402,8 +403,10 @@ class SharedBase:
         seats = [self.seat(role) for role in batches]
         if not self.layout.is_lean or any(seat.network is not self.model for seat in seats):
             return None
-        row, mask = self._row(reduce(PackedBatch.followed_by, batches.values()))
-        stops = list(accumulate(batch.num_tokens for batch in batches.values()))
+        filled = [self._filled(batch) for batch in batches.values()]
+        row = reduce(PackedBatch.followed_by, filled)
+        mask = self._mask(row)
+        stops = list(accumulate(batch.num_tokens for batch in filled))
         starts = [0, *stops]
         mask.voices = tuple(
             Voice(seat.adapter, slice(start, stop)) for seat, start, stop in zip(seats, starts, stops, strict=False)
@@ -411,11 +414,14 @@ class SharedBase:
         adapters = {seat.adapter for seat in seats if seat.adapter is not None}
         return (row, mask) if tells_apart(self.model, adapters, mask) else None
 
-    def _row(self, batch: PackedBatch) -> tuple[PackedBatch, TreeMask]:
-        """The batch, perhaps with filling behind, and its mask for the active network."""
-        if self._prepares_every_shape:
-            batch = batch.filled(max(ROUND_LENGTH, 2 ** (batch.num_tokens.bit_length() - 4)))
-        return batch, TreeMask.carrying(batch.tree, device=self.device, dtype=self._active.network.dtype)
+    def _filled(self, batch: PackedBatch) -> PackedBatch:
+        """The batch with filling behind it where every new length costs."""
+        if not self._prepares_every_shape:
+            return batch
+        return batch.filled(max(ROUND_LENGTH, 2 ** (batch.num_tokens.bit_length() - 4)))
+
+    def _mask(self, row: PackedBatch) -> TreeMask:
+        return TreeMask.carrying(row.tree, device=self.device, dtype=self._active.network.dtype)
 
     def _read_row(self, row: PackedBatch, mask: TreeMask) -> Float[Tensor, "T H"]:
         """Last hidden states of a packed row."""
