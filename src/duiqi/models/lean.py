@@ -31,7 +31,7 @@ GATED = ("mlp.gate_proj", "mlp.up_proj")
 DOWN = "mlp.down_proj"
 LINEARS = (*PROJECTIONS, OUTPUT, *GATED, DOWN)
 NORMS = ("input_layernorm", "post_attention_layernorm")
-BLOCK = 1024
+BLOCK = 2048
 """Tokens that a CPU computes together where every one is computed alone; more keep more memory and save no time."""
 
 
