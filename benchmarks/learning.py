@@ -42,10 +42,12 @@ class Variant:
 VARIANTS = {
     "float32": Variant({"dtype": "float32"}),
     "bfloat16": Variant({"dtype": "bfloat16"}),
+    "longer": Variant({"dtype": "float32", "max_steps": 88}, ("ppo",)),
     "adapter": Variant({"dtype": "float32", "critic": "adapter"}, ("ppo",)),
     "model": Variant({"dtype": "float32", "critic": "model"}, ("ppo",)),
 }
-"""float32 is the demo itself, with the critic on the policy's trunk; the last two differ in the critic alone."""
+"""float32 is the demo with the critic on the policy's trunk and 60 rounds of PPO; `longer` has as many more as make it
+take as long as `adapter`; the last two differ in the critic alone."""
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
