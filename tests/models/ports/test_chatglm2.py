@@ -232,13 +232,17 @@ def test_prefix_tuning_of_peft_is_the_models_own_prefix() -> None:
     own, base = model_of(pre_seq_len=SLOTS, eos_token_id=None), model_of(eos_token_id=None)
     base.load_state_dict({name: w for name, w in own.state_dict().items() if "prefix_encoder" not in name})
     peft = get_peft_model(base, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=SLOTS)).double().eval()
-    peft.prompt_encoder["default"].embedding.weight.data = own.transformer.prefix_encoder.embedding.weight.data
+    peft.prompt_encoder["default"].embedding.weight.data = own.transformer.prefix_encoder.embedding.weight.data.clone()
     ids, mask = padded([PROMPT + ANSWER, SHORT + REPLY], "left")
     expected = own(ids, attention_mask=mask).logits[mask.bool()]
     torch.testing.assert_close(peft(input_ids=ids, attention_mask=mask).logits[mask.bool()], expected)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     counted = peft(input_ids=ids, attention_mask=mask, position_ids=positions).logits[mask.bool()]
     torch.testing.assert_close(counted, expected)
+    for model in (own, peft):
+        answer_loss(model, PROMPT, ANSWER).backward()
+    learned_there, learned_here = peft.prompt_encoder["default"].embedding, own.transformer.prefix_encoder.embedding
+    torch.testing.assert_close(learned_there.weight.grad, learned_here.weight.grad)
     ids, mask = padded([PROMPT, SHORT], "left")
     wanted = own.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
     found = peft.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,3 +121,36 @@ def test_a_critic_of_its_own_needs_no_output_head(name: str, model: Model) -> No
     assert values is not None
     (values - 1).square().mean().backward()
     assert base.heads["value"].weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_nearly_the_same_padding_or_not(name: str, model: Model, dtype: torch.dtype) -> None:
+    long, short = PROMPTS[name]
+    ids = torch.tensor([long, [0] * (len(long) - len(short)) + list(short)])
+    mask = torch.tensor([[1] * len(long), [0] * (len(long) - len(short)) + [1] * len(short)])
+    expected = model(ids, attention_mask=mask).logits
+    found = model.to(dtype)(ids, attention_mask=mask).logits
+    assert found.dtype == dtype
+    assert found.isfinite().all()
+    gap = (found.float() - expected)[mask.bool()].norm() / expected[mask.bool()].norm()
+    assert gap < 0.05
+
+
+def test_the_vocabulary_can_grow(model: Model, tmp_path: Path) -> None:
+    ids = torch.tensor([[5, 6, 7]])
+    before = model(ids).logits
+    model.resize_token_embeddings(67, mean_resizing=False)
+    assert model.config.vocab_size == 67
+    torch.testing.assert_close(model(ids).logits[..., :60], before)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    torch.testing.assert_close(again(ids).logits, model(ids).logits)
+
+
+def test_hidden_states_are_those_between_the_layers_and_the_last_after_the_norm(model: Model) -> None:
+    ids = torch.tensor([[5, 6, 7]])
+    output = model(ids, output_hidden_states=True)
+    assert len(output.hidden_states) == test_chatglm.LAYERS + 1
+    torch.testing.assert_close(output.hidden_states[0], model.get_input_embeddings()(ids))
+    torch.testing.assert_close(output.hidden_states[-1], trunk_of(model)(ids).last_hidden_state)
+    torch.testing.assert_close(model(ids, logits_to_keep=1).logits, output.logits[:, -1:])

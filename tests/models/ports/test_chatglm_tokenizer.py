@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from duiqi.data.encoding import encode_answer, encode_conversation, encode_prompt
 from duiqi.data.templates import get_template
 from duiqi.models.ports.chatglm_tokenizer import ChatGLM2Tokenizer, ChatGLMTokenizer, load
-from duiqi.types import Example, Message
+from duiqi.types import Example, Message, Origin
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
@@ -220,7 +220,7 @@ def test_prompts_of_the_first_end_with_what_opens_an_answer(first: ChatGLMTokeni
     assert encode_prompt(template, first, messages=MULTI) == [*first.pieces.encode(rounds), *opening]
     answer, _ = encode_answer(template, first, messages=SINGLE, answer="很好。")
     assert answer == [*first.pieces.encode("很好。"), first.eos_token_id]
-    example = Example(prompt=tuple(MULTI), answers=("二。",))
+    example = Example("demonstration", tuple(MULTI), ("二。",), Origin("rows"))
     sequence = encode_conversation(template, first, example=example)
     assert sequence.input_ids[sequence.prompt_length - 2 : sequence.prompt_length] == opening
     assert sequence.answer_mask.index(True) == sequence.prompt_length

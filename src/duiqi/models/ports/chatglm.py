@@ -137,7 +137,8 @@ class GLMBlock(GradientCheckpointingLayer):  # type: ignore[misc]
         normed = self.input_layernorm(hidden)
         hidden = RESIDUAL_SCALE * normed + self.attention(normed, visible, rotated, prefix, past_key_values)
         normed = self.post_attention_layernorm(hidden)
-        return RESIDUAL_SCALE * normed + self.mlp(normed)
+        out: Tensor = RESIDUAL_SCALE * normed + self.mlp(normed)
+        return out
 
 
 class ChatGLMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -182,7 +183,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.word_embeddings = value
 
     def forward(
@@ -307,7 +308,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin): 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
         self.lm_head = new_embeddings
 
     def forward(
@@ -354,15 +355,16 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin): 
         return super().generate(*args, **kwargs)
 
 
-class ChatGLMForSequenceClassification(  # type: ignore[misc]
-    GenericForSequenceClassification, ChatGLMPreTrainedModel
+class ChatGLMForSequenceClassification(
+    GenericForSequenceClassification,  # type: ignore[misc]
+    ChatGLMPreTrainedModel,
 ):
     """The trunk with a head `score` that is read at each row's last token: a reward model."""
 
     base_model_prefix = "transformer"
 
     def __init__(self, config: ChatGLMConfig) -> None:
-        ChatGLMPreTrainedModel.__init__(self, config)
+        super(GenericForSequenceClassification, self).__init__(config)
         self.num_labels = config.num_labels
         self.transformer = ChatGLMModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)

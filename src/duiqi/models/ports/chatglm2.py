@@ -202,7 +202,8 @@ class GLMBlock(GradientCheckpointingLayer):  # type: ignore[misc]
         past_key_values: Cache | None = None,
     ) -> Float[Tensor, "B T H"]:
         hidden = hidden + self.self_attention(self.input_layernorm(hidden), visible, rotated, prefix, past_key_values)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return out
 
 
 class Embedding(nn.Module):
@@ -260,7 +261,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.embedding.word_embeddings = value
 
     def forward(
@@ -298,7 +299,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         prefixes = self._prefixes(hidden, past_key_values)
         visible = self._visible(seen, ids.shape[1], flat) if dense is None else dense
         if prefixes[0] is not None and visible is not None:
-            visible = nn.functional.pad(visible, (self.config.pre_seq_len, 0), value=True)
+            visible = nn.functional.pad(visible, (prefixes[0][0].shape[2], 0), value=True)
         if position_ids is None or seen.num_slots:
             position_ids = seen.counts[:, -ids.shape[1] :]
         rotated = RotatedHalf(position_ids, self.config)
@@ -344,7 +345,7 @@ class ChatGLM2ForConditionalGeneration(ChatGLM2PreTrainedModel, GenerationMixin)
     def get_output_embeddings(self) -> nn.Module:
         return self.transformer.output_layer
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
         self.transformer.output_layer = new_embeddings
 
     def forward(
@@ -382,15 +383,16 @@ class ChatGLM2ForConditionalGeneration(ChatGLM2PreTrainedModel, GenerationMixin)
         )
 
 
-class ChatGLM2ForSequenceClassification(  # type: ignore[misc]
-    GenericForSequenceClassification, ChatGLM2PreTrainedModel
+class ChatGLM2ForSequenceClassification(
+    GenericForSequenceClassification,  # type: ignore[misc]
+    ChatGLM2PreTrainedModel,
 ):
     """The trunk with a head `score` that is read at each row's last token: a reward model."""
 
     base_model_prefix = "transformer"
 
     def __init__(self, config: ChatGLM2Config) -> None:
-        ChatGLM2PreTrainedModel.__init__(self, config)
+        super(GenericForSequenceClassification, self).__init__(config)
         self.num_labels = config.num_labels
         self.transformer = ChatGLM2Model(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)

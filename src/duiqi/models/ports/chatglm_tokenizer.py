@@ -35,7 +35,8 @@ class _SentencePieceTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # tra
 
     def get_vocab(self) -> dict[str, int]:
         """Token to id, added tokens included."""
-        return self._own_vocab() | self.added_tokens_encoder
+        added: dict[str, int] = self.added_tokens_encoder
+        return self._own_vocab() | added
 
     def _own_vocab(self) -> dict[str, int]:
         raise NotImplementedError
