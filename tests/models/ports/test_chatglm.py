@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
@@ -13,6 +15,7 @@ from torch import Tensor
 from duiqi.models.ports.chatglm import (
     ChatGLMConfig,
     ChatGLMForConditionalGeneration,
+    RotatedPositions,
     prompt_and_positions,
 )
 from duiqi.models.ports.chatglm_prefix import Seen
@@ -72,13 +75,24 @@ def padded(rows: list[list[int]], side: str) -> tuple[Tensor, Tensor]:
         [5, 7, MASK, 11, SOP, *ANSWER],
         [5, GMASK, 9, SOP, 12, GMASK, 14, SOP, 15],
         [GMASK, SOP, 4],
+        [5, MASK, 9, GMASK, 11, SOP, *ANSWER],
     ],
-    ids=["gmask", "mask", "what comes later is answer", "no text"],
+    ids=["gmask", "mask", "what comes later is answer", "no text", "both: gmask counts"],
 )
 def test_logits_are_those_of_the_formulas(ids: list[int], two_d: bool) -> None:
     model = model_of(position_encoding_2d=two_d)
     expected = torch.from_numpy(chatglm_logits(numbers(model), ids, two_d=two_d, **SHAPE))
     torch.testing.assert_close(model(row(ids)).logits[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_rotary_frequencies_keep_the_rounding_to_half_precision() -> None:
+    size, position = 128, 2000
+    rotated = RotatedPositions(torch.tensor([[[position], [position]]]), head_size=size)
+    exact = [10000.0 ** (-2 * j / 64) for j in range(32)]
+    rounded = torch.tensor([math.cos(position * float(np.float16(f))) for f in exact])
+    for share in range(2):
+        torch.testing.assert_close(rotated.cos[0, 0, 0, share], rounded, atol=1e-3, rtol=0)
+    assert (rounded - torch.tensor([math.cos(position * f) for f in exact])).abs().max() > 0.1
 
 
 def test_positions_of_a_row_worked_out_by_hand() -> None:
