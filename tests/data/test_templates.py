@@ -43,6 +43,11 @@ GOLDEN = {
         "[Round 1]\n\n问：q1\n\n答：a1\n\n[Round 2]\n\n问：q2\n\n答：",
         "S\n\n[Round 1]\n\n问：q1\n\n答：",
     ),
+    "chatglm3": (
+        "<|user|>\n q1<|assistant|>",
+        "<|user|>\n q1<|assistant|>\n a1<|user|>\n q2<|assistant|>",
+        "<|system|>\n S<|user|>\n q1<|assistant|>",
+    ),
     "llama2_zh": (
         f"[INST] <<SYS>>\n{CLA2}\n<</SYS>>\n\nq1 [/INST]",
         f"[INST] <<SYS>>\n{CLA2}\n<</SYS>>\n\nq1 [/INST]a1[INST] q2 [/INST]",
@@ -71,7 +76,7 @@ def text_of(segments: list[Segment]) -> str:
 
 def test_every_named_template_has_golden_strings() -> None:
     assert set(GOLDEN) == set(TEMPLATES)
-    assert len(TEMPLATES) == 10
+    assert len(TEMPLATES) == 11
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -101,7 +106,7 @@ def test_earlier_answers_are_learned_unless_the_template_writes_them_without_an_
     plain_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     last_only = {name for name in TEMPLATES if not get_template(name, plain_tokenizer).learns_history}
-    assert last_only == {"chatglm", "chatglm2"}
+    assert last_only == {"chatglm", "chatglm2", "chatglm3"}
     for name in TEMPLATES:
         learned = [s.text for s in get_template(name, plain_tokenizer).prompt_segments(MULTI) if s.learned]
         assert learned == ([] if name in last_only else ["a1"])

@@ -270,6 +270,8 @@ def _encode_prompt_segments(
         ids = _segment_ids(template, tokenizer, segment)
         input_ids += ids
         answer_mask += [segment.learned] * len(ids)
+    input_ids += template.opening_token_ids
+    answer_mask += [False] * len(template.opening_token_ids)
     return EncodedPrompt(input_ids, answer_mask, truncated=False)
 
 

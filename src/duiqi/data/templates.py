@@ -20,6 +20,8 @@ from duiqi.types import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+GMASK_TOKEN = "[gMASK]"
+"""What GLM's tokenizers put where text is to be continued: before a prompt, or (ChatGLM-6B) behind it."""
 TOKENIZER_TEMPLATE = "tokenizer"
 """The name of the tokenizer's own chat template."""
 PROBE = "probe"
@@ -30,6 +32,7 @@ class _Frame(TypedDict):
     stop_tokens: tuple[str, ...]
     stop_token_ids: tuple[int, ...]
     bos_token_ids: tuple[int, ...]
+    opening_token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,9 @@ class Template:
     """What ends an answer. The first one is learned; generation stops at any of them."""
     stop_token_ids: tuple[int, ...] = field(compare=False)
     bos_token_ids: tuple[int, ...] = field(compare=False)
-    """The id that begins every sequence, or nothing."""
+    """The ids that begin every sequence, or nothing."""
+    opening_token_ids: tuple[int, ...] = field(default=(), compare=False)
+    """The ids that open every answer and are not part of it: `[gMASK] <sop>` for ChatGLM-6B, mostly nothing."""
 
     @property
     def learns_history(self) -> bool:
@@ -148,6 +153,11 @@ class NamedStyle:
     def learns_history(self) -> bool:
         return self.stops_history and self.only_turn is None
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """What ends an answer, where it is not the tokenizer's own end."""
+        return self.needs[-1:]
+
     def prompt(self, messages: Sequence[Message]) -> list[Segment]:
         system = messages[0].content if messages[0].role == "system" else self.default_system
         turns = [message for message in messages if message.role != "system"]
@@ -168,6 +178,39 @@ class NamedStyle:
 
     def answer(self, _messages: Sequence[Message], text: str) -> Segment:
         return Segment(text, learned=True)
+
+    def identity(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleStyle:
+    """Turns that begin with a special token for who speaks, each in a segment of its own (ChatGLM3).
+
+    A tokenizer may so read special tokens in segments that are nothing else, and leave what users write as text.
+    """
+
+    needs: tuple[str, ...] = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "</s>")
+    stops: tuple[str, ...] = ("</s>", "<|user|>", "<|observation|>")
+    before_text: str = "\n "
+    """Behind the role stands a line of metadata, which is empty. ChatGLM3 encodes what follows on its own, which puts a
+    space before it."""
+    learns_history: bool = False
+    """Earlier answers are ended by the next role, not by the stop token."""
+
+    def prompt(self, messages: Sequence[Message]) -> list[Segment]:
+        segments = [Segment("", learned=False)]
+        for message in messages:
+            segments.append(Segment(f"<|{message.role}|>", learned=False))
+            segments.append(Segment(self._led(message.content), learned=False))
+        return [*segments, Segment("<|assistant|>", learned=False)]
+
+    def answer(self, _messages: Sequence[Message], text: str) -> Segment:
+        return Segment(self._led(text), learned=True)
+
+    def _led(self, text: str) -> str:
+        """An answer that was drawn has its empty line already."""
+        return text if text.startswith(self.before_text) else self.before_text + text
 
     def identity(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
@@ -226,8 +269,9 @@ def get_template(
 ) -> Template:
     """The named template, or the tokenizer's own chat template when `name` is None or "tokenizer".
 
-    A named template begins with the tokenizer's BOS token where the tokenizer adds one by itself; a chat template
-    begins as it renders, as in `tokenizer.apply_chat_template`.
+    A named template begins with the tokenizer's BOS token where the tokenizer adds one by itself, and stands between
+    the special tokens that a GLM's tokenizer adds; a chat template begins as it renders, as in
+    `tokenizer.apply_chat_template`.
 
     Raises:
         TemplateError: The name is unknown, the tokenizer has no chat template, or it lacks tokens the template needs.
@@ -253,7 +297,7 @@ def get_template(
         style=style,
         system=system,
         source_prefix=source_prefix,
-        **_frame(tokenizer, stop_text=style.needs[-1] if style.needs else "", begins_with_bos=_adds_bos(tokenizer)),
+        **_frame(tokenizer, stops=style.stops, around=_added_around(tokenizer)),
     )
 
 
@@ -301,7 +345,7 @@ def _tokenizer_template(tokenizer: PreTrainedTokenizerBase, *, system: str, sour
         style=ChatStyle(str(tokenizer.get_chat_template()), render, ending, stop_text),
         system=system,
         source_prefix=source_prefix,
-        **_frame(tokenizer, stop_text=stop_text, begins_with_bos=begins),
+        **_frame(tokenizer, stops=(stop_text,), around=((tokenizer.bos_token_id,) if begins else (), ())),
     )
 
 
@@ -313,24 +357,35 @@ def _split_at_special_token(tail: str, tokenizer: PreTrainedTokenizerBase) -> tu
     return (tail[: found[0]], found[2]) if found else ("", "")
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase, *, stop_text: str, begins_with_bos: bool) -> _Frame:
-    """The tokens around a rendered conversation: BOS, the token that ends an answer, and the tokenizer's own end."""
-    stops = tuple(dict.fromkeys(token for token in (stop_text, tokenizer.eos_token) if token))
-    if not stops:
+_Around = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase, *, stops: Sequence[str], around: _Around) -> _Frame:
+    """The tokens around a rendered conversation, those that end an answer, and the tokenizer's own end."""
+    known = tuple(dict.fromkeys(token for token in (*stops, tokenizer.eos_token) if token))
+    if not known:
         raise TemplateError(
             "the tokenizer has no end token (eos_token), so no answer could end",
             where="tokenizer",
             remedy="set eos_token in tokenizer_config.json",
         )
     return {
-        "stop_tokens": stops,
-        "stop_token_ids": tuple(tokenizer.convert_tokens_to_ids(list(stops))),
-        "bos_token_ids": (tokenizer.bos_token_id,) if begins_with_bos else (),
+        "stop_tokens": known,
+        "stop_token_ids": tuple(tokenizer.convert_tokens_to_ids(list(known))),
+        "bos_token_ids": around[0],
+        "opening_token_ids": around[1],
     }
 
 
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+def _added_around(tokenizer: PreTrainedTokenizerBase) -> _Around:
+    """What the tokenizer adds before a prompt (BOS, or a GLM's special tokens) and, a GLM's alone, behind it."""
+    whole = tokenizer("a")["input_ids"]
+    if tokenizer.convert_tokens_to_ids(GMASK_TOKEN) in (None, tokenizer.unk_token_id):
+        begins = tokenizer.bos_token_id is not None and whole[:1] == [tokenizer.bos_token_id]
+        return (tokenizer.bos_token_id,) if begins else (), ()
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return tuple(whole[:start]), tuple(whole[start + len(bare) :])
 
 
 ALPACA_SYSTEM = (
@@ -342,7 +397,7 @@ CHATML = NamedStyle(
     between="\n",
     needs=("<|im_start|>", "<|im_end|>"),
 )
-TEMPLATES: dict[str, NamedStyle] = {
+TEMPLATES: dict[str, NamedStyle | RoleStyle] = {
     "zh_qa": NamedStyle(first="{system}\n\n问：{content}\n答：", turn="问：{content}\n答：", between="\n\n"),
     "qa": NamedStyle(
         first="{system}\n\nQuestion: {content}\n\nAnswer: ",
@@ -374,6 +429,7 @@ TEMPLATES: dict[str, NamedStyle] = {
         first_round=1,
         stops_history=False,
     ),
+    "chatglm3": RoleStyle(),
     "llama2_zh": NamedStyle(
         first="[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{content} [/INST]",
         turn="[INST] {content} [/INST]",
