@@ -15,6 +15,7 @@ SENTENCES = [
     "问：答：",
 ] * 3
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+SPECIAL += [f"<reserved_{number}>" for number in (102, 103, 106, 107)]
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
