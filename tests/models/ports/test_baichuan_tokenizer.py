@@ -57,13 +57,14 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sentence_iterator=iter(TEXTS),
         model_writer=model,
         model_type="bpe",
-        vocab_size=420,
+        vocab_size=350,
         byte_fallback=True,
         normalization_rule_name="identity",
         add_dummy_prefix=False,
         remove_extra_whitespaces=False,
         split_digits=True,
-        user_defined_symbols=["\n", "\t", USER, ASSISTANT],
+        user_defined_symbols=["\n", "\t"],
+        control_symbols=[USER, ASSISTANT],
         character_coverage=1.0,
         minloglevel=2,
     )
@@ -90,7 +91,7 @@ def test_ids_are_those_of_sentencepiece_and_decode_to_the_text(released: Path, t
 
 def test_the_file_decides_whether_a_text_begins_and_ends_with_a_token(released: Path) -> None:
     plain = processor(released).encode("你好")
-    for add_bos, add_eos in ((True, False), (False, True), (True, True)):
+    for add_bos, add_eos in ((False, False), (True, False), (False, True), (True, True)):
         tokenizer = BaichuanTokenizer.from_pretrained(str(released), add_bos_token=add_bos, add_eos_token=add_eos)
         assert tokenizer("你好")["input_ids"] == [1] * add_bos + plain + [2] * add_eos
         assert tokenizer("你好", add_special_tokens=False)["input_ids"] == plain
@@ -99,7 +100,7 @@ def test_the_file_decides_whether_a_text_begins_and_ends_with_a_token(released: 
 def test_special_tokens_have_the_released_numbers(released: Path) -> None:
     tokenizer = load_tokenizer(str(released))
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 0)
-    assert len(tokenizer) == 420
+    assert len(tokenizer) == 350
 
 
 def test_a_chat_begins_every_turn_with_its_token_and_nothing_else(released: Path) -> None:

@@ -321,7 +321,7 @@ class BaichuanForSequenceClassification(GenericForSequenceClassification, Baichu
     """The network with a head `score` that is read at each row's last token: a reward model."""
 
     def __init__(self, config: BaichuanConfig) -> None:
-        BaichuanPreTrainedModel.__init__(self, config)
+        super(GenericForSequenceClassification, self).__init__(config)  # whose own asks AutoModel for the trunk
         self.num_labels = config.num_labels
         self.model = BaichuanModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)

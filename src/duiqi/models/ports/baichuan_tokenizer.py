@@ -26,6 +26,10 @@ CHAT_TEMPLATE = (
 """The system's text, then every turn behind its token; earlier answers have no end, the last one has."""
 
 
+_PATTERNS = {(False, False): "none", (True, False): "bos", (False, True): "eos", (True, True): "bos_eos"}
+"""What transformers calls adding the first, the last, or both tokens."""
+
+
 class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # transformers is untyped for us
     """Reads `tokenizer.model` with SentencePiece, whose settings (spaces, digits, bytes) are in the file.
 
@@ -33,10 +37,12 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # transfor
         vocab_file: Path of `tokenizer.model`.
         add_bos_token: Begin with the token of the beginning. The released files all say no; where none does, yes.
         add_eos_token: End with the token of the end.
+        special_tokens_pattern: Both in one word, as they are saved: transformers leaves the two out of what it writes.
     """
 
     vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "tokenizer.model"}
     model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]
+    chat_template: str | None
 
     def __init__(
         self,
@@ -44,23 +50,24 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # transfor
         *,
         add_bos_token: bool = True,
         add_eos_token: bool = False,
+        special_tokens_pattern: str | None = None,
         unk_token: str | AddedToken = "<unk>",
         bos_token: str | AddedToken = "<s>",
         eos_token: str | AddedToken = "</s>",
         **kwargs: Any,
     ) -> None:
         kwargs.pop("auto_map", None)  # code that is not run here
-        self.add_bos_token, self.add_eos_token = add_bos_token, add_eos_token
+        pattern = special_tokens_pattern or _PATTERNS[add_bos_token, add_eos_token]
         kwargs["legacy"] = True  # text is encoded as it is, with or without a leading space as the file says
         super().__init__(
             vocab_file=vocab_file,
-            add_bos_token=add_bos_token,
-            add_eos_token=add_eos_token,
+            special_tokens_pattern=pattern,
             unk_token=unk_token,
             bos_token=bos_token,
             eos_token=eos_token,
             **kwargs,
         )
+        self.init_kwargs["special_tokens_pattern"] = pattern
 
     def mark_turns(self, user: int, assistant: int) -> None:
         """Let these two tokens be found whole in text, and chat templates be theirs."""
@@ -69,15 +76,6 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # transfor
         if not self.chat_template:
             quoted = [json.dumps(name, ensure_ascii=False) for name in names]
             self.chat_template = CHAT_TEMPLATE.format(user=quoted[0], assistant=quoted[1])
-
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
-        """One text or two behind each other, each with its beginning and end where they are added."""
-        before = [self.bos_token_id] if self.add_bos_token else []
-        after = [self.eos_token_id] if self.add_eos_token else []
-        second = [] if token_ids_1 is None else [*before, *token_ids_1, *after]
-        return [*before, *token_ids_0, *after, *second]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Text of pieces, bytes put together to characters; special tokens stand as they are written."""

@@ -48,4 +48,5 @@ class NormHead(nn.Linear):
 def _unit(weight: Tensor) -> Tensor:
     wide = torch.promote_types(weight.dtype, torch.float32)
     norms = torch.linalg.vector_norm(weight, dim=-1, keepdim=True, dtype=wide)
-    return (weight / norms.clamp(min=SMALLEST_NORM)).to(weight.dtype)
+    rows: Tensor = weight / norms.clamp(min=SMALLEST_NORM)
+    return rows.to(weight.dtype)
