@@ -65,6 +65,16 @@ GOLDEN = {
         "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n",
         "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n",
     ),
+    "baichuan": (
+        "<reserved_102>q1<reserved_103>",
+        "<reserved_102>q1<reserved_103>a1<reserved_102>q2<reserved_103>",
+        "S<reserved_102>q1<reserved_103>",
+    ),
+    "baichuan2": (
+        "<reserved_106>q1<reserved_107>",
+        "<reserved_106>q1<reserved_107>a1<reserved_106>q2<reserved_107>",
+        "S<reserved_106>q1<reserved_107>",
+    ),
     "raw": ("q1", "q1a1\nq2", "S\nq1"),
 }
 """The text of one turn, of two turns, and of one turn behind a system message. Stop tokens are not text."""
@@ -76,7 +86,7 @@ def text_of(segments: list[Segment]) -> str:
 
 def test_every_named_template_has_golden_strings() -> None:
     assert set(GOLDEN) == set(TEMPLATES)
-    assert len(TEMPLATES) == 11
+    assert len(TEMPLATES) == 13
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -106,7 +116,7 @@ def test_earlier_answers_are_learned_unless_the_template_writes_them_without_an_
     plain_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     last_only = {name for name in TEMPLATES if not get_template(name, plain_tokenizer).learns_history}
-    assert last_only == {"chatglm", "chatglm2", "chatglm3"}
+    assert last_only == {"chatglm", "chatglm2", "chatglm3", "baichuan", "baichuan2"}
     for name in TEMPLATES:
         learned = [s.text for s in get_template(name, plain_tokenizer).prompt_segments(MULTI) if s.learned]
         assert learned == ([] if name in last_only else ["a1"])

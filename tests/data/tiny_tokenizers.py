@@ -16,6 +16,7 @@ SENTENCES = [
 ] * 3
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 SPECIAL += ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
+SPECIAL += [f"<reserved_{number}>" for number in (102, 103, 106, 107)]
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"

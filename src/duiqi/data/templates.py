@@ -397,6 +397,13 @@ CHATML = NamedStyle(
     between="\n",
     needs=("<|im_start|>", "<|im_end|>"),
 )
+BAICHUAN2 = NamedStyle(
+    first="{system}<reserved_106>{content}<reserved_107>",
+    turn="<reserved_106>{content}<reserved_107>",
+    between="",
+    stops_history=False,
+    needs=("<reserved_106>", "<reserved_107>", "</s>"),
+)
 TEMPLATES: dict[str, NamedStyle | RoleStyle] = {
     "zh_qa": NamedStyle(first="{system}\n\n问：{content}\n答：", turn="问：{content}\n答：", between="\n\n"),
     "qa": NamedStyle(
@@ -438,5 +445,12 @@ TEMPLATES: dict[str, NamedStyle | RoleStyle] = {
     ),
     "chatml": CHATML,
     "qwen": replace(CHATML, default_system="You are a helpful assistant."),
+    "baichuan": replace(  # the same two numbers, 195 and 196, in another vocabulary
+        BAICHUAN2,
+        first="{system}<reserved_102>{content}<reserved_103>",
+        turn="<reserved_102>{content}<reserved_103>",
+        needs=("<reserved_102>", "<reserved_103>", "</s>"),
+    ),
+    "baichuan2": BAICHUAN2,
     "raw": NamedStyle(first="{system}\n{content}", turn="{content}", between="\n"),
 }

@@ -24,6 +24,7 @@ from duiqi.errors import ModelError
 from duiqi.models.adapters import CONFIG_NAME, mount, read_adapter
 from duiqi.models.card import ModelCard, read_card, run_home
 from duiqi.models.fingerprint import fingerprint
+from duiqi.models.ports.registry import find_port, find_tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -227,14 +228,19 @@ def load_causal_lm(
     attention = None if attn_implementation == "auto" else attn_implementation
     model: PreTrainedModel
     with refusing("cannot be loaded as a causal language model", where=path, remedy=remedy):
-        if from_scratch:
+        port = find_port(path)
+        info: Mapping[str, Any] = {"missing_keys": (), "mismatched_keys": ()}
+        if from_scratch and port is not None:
+            config = port.config_class.from_pretrained(path, attn_implementation=attention)
+            model = port.causal_lm_class(config).to(dtype)
+        elif from_scratch:
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
             model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
             )
-            info: Mapping[str, Any] = {"missing_keys": (), "mismatched_keys": ()}
         else:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            kind = AutoModelForCausalLM if port is None else port.causal_lm_class
+            model, info = kind.from_pretrained(
                 path,
                 dtype=dtype,
                 attn_implementation=attention,
@@ -256,7 +262,11 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     """
     remedy = "copy the tokenizer's files of the base model (tokenizer.json, tokenizer_config.json) there"
     with refusing("has no tokenizer that can be loaded", where=path, remedy=remedy):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        load = find_tokenizer(path)
+        if load is not None:
+            tokenizer = load(path)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             "the tokenizer has no end token (eos_token), so answers could never end",

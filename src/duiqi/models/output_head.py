@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from duiqi.algorithms.log_probs import OutputHead
 from duiqi.errors import ModelError
 from duiqi.models.layout import trunk_of
+from duiqi.models.ports.norm_head import NormHead
 
 
 def output_head_of(network: PreTrainedModel) -> OutputHead:
@@ -17,7 +18,8 @@ def output_head_of(network: PreTrainedModel) -> OutputHead:
     if divisor := getattr(config, "logits_scaling", None):  # Granite
         scale /= float(divisor)
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-    return OutputHead(head.weight, getattr(head, "bias", None), scale=scale, soft_cap=cap or None)
+    weight = head.unit_rows() if isinstance(head, NormHead) else head.weight
+    return OutputHead(weight, getattr(head, "bias", None), scale=scale, soft_cap=cap or None)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from duiqi.models.loading import (
     refusing,
 )
 from duiqi.models.measure import measure_scores
+from duiqi.models.ports.registry import find_port
 from duiqi.models.reading import last_token
 from duiqi.models.shared_base import SharedBase
 from duiqi.packing.batch import Family, pack
@@ -104,7 +105,9 @@ def load_reward_model(
     tokenizer = load_tokenizer(where.leaf, trust_remote_code=trust_remote_code)
     network: PreTrainedModel
     with refusing("cannot be loaded as a reward model", where=path, remedy=WHAT_TO_GIVE):
-        network, info = AutoModelForSequenceClassification.from_pretrained(
+        port = find_port(where.base)
+        kind = AutoModelForSequenceClassification if port is None else port.classifier_class
+        network, info = kind.from_pretrained(
             where.base,
             num_labels=1,
             dtype=choose_dtype(dtype, chosen),

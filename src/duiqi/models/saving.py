@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from duiqi.models.adapters import save_adapter
 from duiqi.models.card import CARD_NAME, ModelCard, run_home
 from duiqi.models.loading import quietly
+from duiqi.models.ports.registry import new_classifier
 from duiqi.models.shared_base import SharedBase
 
 
@@ -49,7 +50,7 @@ def _as_sequence_classifier(
     config.num_labels = 1
     config.pad_token_id = tokenizer.pad_token_id
     with torch.device("meta"):
-        classifier = AutoModelForSequenceClassification.from_config(config)
+        classifier = new_classifier(config)
     prefix = f"{network.base_model_prefix}."
     weights = {name: value for name, value in network.state_dict().items() if name.startswith(prefix)}
     weights["score.weight"] = score.detach().to(network.dtype)
