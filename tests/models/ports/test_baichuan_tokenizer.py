@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from duiqi.data.templates import get_template
+from duiqi.errors import ModelError
 from duiqi.models.loading import load_tokenizer
+from duiqi.models.ports import baichuan_tokenizer
 from duiqi.models.ports.baichuan_tokenizer import BaichuanTokenizer
 from duiqi.types import Message
 
@@ -135,6 +137,12 @@ def test_a_saved_tokenizer_is_the_same_when_it_is_loaded(released: Path, tmp_pat
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert (again.chat_template, len(again)) == (tokenizer.chat_template, len(tokenizer))
     assert "auto_map" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+
+
+def test_without_sentencepiece_its_installation_is_named(released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baichuan_tokenizer, "is_sentencepiece_available", lambda: False)
+    with pytest.raises(ModelError, match=r"pip install 'duiqi\[legacy\]'"):
+        load_tokenizer(str(released))
 
 
 @pytest.mark.skipif("BAICHUAN2_TOKENIZER" not in os.environ, reason="needs the released tokenizer's directory")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tests.conftest import Workshop
 from tests.models.ports.baichuan_by_formula import KINDS, tiny_model
 
@@ -129,15 +129,15 @@ def test_a_padding_token_beyond_the_vocabulary_becomes_the_first_token() -> None
 
 # -- directories as they were released ---------------------------------------------------------------------------------
 def release(directory: Path, kind: str, workshop: Workshop) -> Path:
-    """A tiny model with config.json as of old, a buffer that is no weight, and the workshop's tokenizer."""
+    """A tiny model as of old: pickled, with a buffer that is no weight and `auto_map`; the workshop's tokenizer."""
     tokenizer = load_tokenizer(workshop.base)
     tiny_model(kind, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(directory)
-    for file in Path(workshop.base).iterdir():
-        if not (directory / file.name).exists():
-            shutil.copy(file, directory)
+    for file in Path(workshop.base).glob("*token*"):
+        shutil.copy(file, directory)
     weights = load_file(directory / "model.safetensors")
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    torch.save(weights, directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, "auto_map": AUTO_MAP}))
     return directory
@@ -165,9 +165,9 @@ def test_a_network_can_begin_from_random_weights(workshop: Workshop, tmp_path: P
 
 def test_a_missing_weight_is_named(workshop: Workshop, tmp_path: Path) -> None:
     path = release(tmp_path, "Baichuan-7B", workshop)
-    weights = load_file(path / "model.safetensors")
+    weights = torch.load(path / "pytorch_model.bin")
     del weights["model.layers.1.self_attn.W_pack.weight"]
-    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    torch.save(weights, path / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"weight model.layers.1.self_attn.W_pack.weight is missing"):
         duiqi.load_model(str(path))
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from transformers import AddedToken
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+from transformers.utils import is_sentencepiece_available
 from transformers.utils.hub import cached_file
 
 CHAT_TEMPLATE = (
@@ -91,7 +92,13 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # transfor
 
 
 def load(path: str) -> BaichuanTokenizer:
-    """The tokenizer in a directory or on the hub; that of a chat model knows which tokens begin turns."""
+    """The tokenizer in a directory or on the hub; that of a chat model knows which tokens begin turns.
+
+    Raises:
+        ImportError: SentencePiece is not installed.
+    """
+    if not is_sentencepiece_available():
+        raise ImportError("tokenizer.model is read by SentencePiece: pip install 'duiqi[legacy]'")
     tokenizer = BaichuanTokenizer.from_pretrained(path)
     assert isinstance(tokenizer, BaichuanTokenizer)
     if (turns := _turn_tokens(path)) is not None:
