@@ -3,6 +3,7 @@
 # make check  style, types, direction of imports, examples in docstrings
 # make fix    let the formatter and the linter mend what they can
 # make bench-peers, make bench, make bench-scaling    the comparison with TRL and LLaMA-Factory, and what growing costs
+# make ecosystem    proves that PEFT, transformers and vLLM open what duiqi writes; writes docs/ecosystem.md
 # make vllm-env, make test-vllm    an environment with vLLM for the CPU, and the tests that need it (minutes)
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ ARGS ?=
 VLLM_VENV ?= build/venvs/vllm
 VLLM_PIP ?=
 
-.PHONY: demo test check fix install clean bench bench-peers bench-scaling vllm-env test-vllm
+.PHONY: demo test check fix install clean bench bench-peers bench-scaling vllm-env test-vllm ecosystem
 
 install: $(VENV)/installed
 
@@ -69,6 +70,10 @@ $(VLLM_VENV)/installed:
 
 test-vllm: install vllm-env
 	DUIQI_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/python -m pytest tests/vllm
+
+# Other tools open what duiqi writes, each in its own environment (tests/ecosystem); minutes
+ecosystem: install vllm-env
+	$(BIN)/python tests/ecosystem/check.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

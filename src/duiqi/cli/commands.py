@@ -79,6 +79,13 @@ COMMANDS: dict[str, Command] = {
         "duiqi chat runs/ppo",
         "duiqi.cli.runners:chat",
     ),
+    "export": Command(
+        "Merge a run into one plain model that needs nothing of duiqi.",
+        "Use",
+        f"MODEL_OR_RUN --output_dir DIR {_ANY_SETTINGS}",
+        "duiqi export runs/ppo --output_dir models/aligned",
+        "duiqi.cli.runners:export",
+    ),
     "report": Command(
         "Write one HTML page that compares runs.",
         "Look",

@@ -87,6 +87,22 @@ class PlacementOptions:
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
+class ExportOptions:
+    """Export"""
+
+    output_dir: str
+    """A new or empty directory for the plain model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights that are written. auto: as the base is stored."""
+    max_shard_size: str = "5GB"
+    """Size of one file of weights."""
+    prompts: str | None = None
+    """Rows on whose prompts the result is compared with base and adapters. Default: a few of our own."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
 class ReportOptions:
     """Report"""
 
@@ -141,6 +157,14 @@ class ChatConfig:
 
 
 @plain_dataclass(frozen=True)
+class ExportConfig:
+    """One plain model from a run and its base."""
+
+    source: ModelToAskOptions
+    export: ExportOptions
+
+
+@plain_dataclass(frozen=True)
 class ReportConfig:
     """One page about several runs."""
 
@@ -169,6 +193,7 @@ CONFIGS: dict[str, type] = {
     "generate": GenerateConfig,
     "score": ScoreConfig,
     "chat": ChatConfig,
+    "export": ExportConfig,
     "report": ReportConfig,
     "demo": DemoConfig,
     "env": EnvironmentConfig,

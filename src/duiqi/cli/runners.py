@@ -14,6 +14,7 @@ from duiqi.cli.options import (
     ChatConfig,
     DecodingOptions,
     DemoConfig,
+    ExportConfig,
     GenerateConfig,
     ReportConfig,
     ScoreConfig,
@@ -92,6 +93,29 @@ def chat(command: str, arguments: Arguments) -> None:
         source_prefix=config.prompt.source_prefix,
         dtype=config.placement.dtype,
         device=config.placement.device,
+    )
+
+
+def export(command: str, arguments: Arguments) -> None:
+    """Merge a run into a plain model."""
+    config = build(ExportConfig, arguments.named("model"), command=command)
+    settings = config.export
+
+    from duiqi.serving.export import export as write
+
+    made = write(
+        config.source.model,
+        settings.output_dir,
+        dtype=settings.dtype,
+        max_shard_size=settings.max_shard_size,
+        prompts_file=settings.prompts,
+        device=settings.device,
+    )
+    merged = f"{made.merged} adapter{'' if made.merged == 1 else 's'} merged"
+    _say(
+        f"{merged}; on {made.prompts} prompts its outputs differ by {made.gap:.1e} of their size",
+        f"written to {made.directory}",
+        *(f"note: {note}" for note in made.notes),
     )
 
 

@@ -72,6 +72,13 @@ def unslimmed(layout: Layout, model: PreTrainedModel) -> Layout:
     return replace(layout, is_lean=False)
 
 
+def unpacked(layout: Layout, model: PreTrainedModel, reason: str) -> Layout:
+    """The layout of padded rows, for whatever cannot be packed."""
+    if not layout.is_packed:
+        return layout
+    return replace(unslimmed(layout, model), is_packed=False, reason=reason)
+
+
 def _difference(model: PreTrainedModel, wanted: Tensor) -> str:
     """Why the packed row is not the same as its sequences apart; empty when it is."""
     try:

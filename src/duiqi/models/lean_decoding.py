@@ -9,6 +9,7 @@ Large bases, and GPUs, keep their matrices where they are; only the adapter's th
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +39,10 @@ class _Layer:
     key_heads: int
 
     @classmethod
-    def of(cls, layer: Any, adapter: str | None, *, copy: bool) -> _Layer:
+    def of(cls, layer: Any, adapters: Sequence[str], *, copy: bool) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         projections, output, gated, down = (
-            Joined.of(linears, [Voice(adapter, slice(0, sys.maxsize))])
+            Joined.of(linears, [Voice(tuple(adapters), slice(0, sys.maxsize))])
             for linears in (
                 [attention.q_proj, attention.k_proj, attention.v_proj],
                 [attention.o_proj],
@@ -74,7 +75,7 @@ class _Layer:
 
 @dataclass(frozen=True)
 class LeanDecoder:
-    """The layers of a network with one adapter heard, ready to take one token per row."""
+    """The layers of a network with its adapters heard, ready to take one token per row."""
 
     trunk: Any
     layers: list[_Layer]
@@ -83,12 +84,12 @@ class LeanDecoder:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, network: PreTrainedModel, adapter: str | None) -> LeanDecoder:
-        """Prepare the network with an adapter as it is now; after an update it needs another one."""
+    def of(cls, network: PreTrainedModel, adapters: Sequence[str]) -> LeanDecoder:
+        """Prepare the network with adapters as they are now; after an update it needs another one."""
         layers = llama_shaped_layers(network)
         size = 4 * sum(p.numel() for layer in layers for p in layer.parameters())
         copy = size <= COPY_LIMIT and network.device.type == "cpu"
-        return cls(trunk_of(network), [_Layer.of(layer, adapter, copy=copy) for layer in layers], is_copy=copy)
+        return cls(trunk_of(network), [_Layer.of(layer, adapters, copy=copy) for layer in layers], is_copy=copy)
 
     def step(self, ids: Tensor, positions: Tensor, cache: Cache, visible: Tensor | None) -> Tensor:
         """Hidden states (N x 1 x H, after the final norm) of one token per row (N x 1), the cache grown by it.

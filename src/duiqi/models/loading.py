@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -21,10 +22,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from duiqi.errors import ModelError
-from duiqi.models.adapters import CONFIG_NAME, mount, read_adapter
-from duiqi.models.card import ModelCard, read_card, run_home
-from duiqi.models.fingerprint import fingerprint
+from duiqi.models.adapter_files import is_adapter, read_adapter
+from duiqi.models.card import ModelCard, find_again, read_card
+from duiqi.models.fingerprint import fingerprint, is_same_base
+from duiqi.models.lineage import read_stack
 from duiqi.models.ports.registry import find_port, find_tokenizer
+from duiqi.models.quantized import Quantization, quantization_config
+from duiqi.models.seats import take_seat
+from duiqi.models.vocabulary import grow_vocabulary
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,6 +42,11 @@ class Located:
     """Directory or hub name of the full model."""
     adapter: Path | None
     card: ModelCard | None
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows that the embeddings of the base had when the adapter was trained; 0: as many as it has."""
+        return self.card.vocabulary if self.card is not None else 0
 
     @property
     def leaf(self) -> str:
@@ -56,7 +66,7 @@ def locate(path: str) -> Located:
             raise ModelError("there is no such directory", where=path, remedy="check the path")
         return Located(base=path, adapter=None, card=None)
     card = read_card(directory)
-    if (directory / CONFIG_NAME).is_file():
+    if is_adapter(directory):
         return Located(base=_base_of(directory, card), adapter=directory, card=card)
     if (directory / "config.json").is_file():
         return Located(base=str(directory), adapter=None, card=card)
@@ -75,10 +85,9 @@ def locate(path: str) -> Located:
 
 def _base_of(directory: Path, card: ModelCard | None) -> str:
     named = card.base if card else read_adapter(directory).base
-    if Path(named).exists() or not os.path.isabs(named):
-        return named
-    if card and card.base_relative and (moved := run_home(directory) / card.base_relative).exists():
-        return str(moved.resolve())
+    found = find_again(named, card.base_relative if card else None, directory)
+    if found is not None or not os.path.isabs(named):
+        return named if found is None else str(found)
     raise ModelError(
         f"its base model {named} is not there any more",
         where=str(directory),
@@ -160,7 +169,7 @@ def refuse_other_base(where: Located, path: str, *, model: PreTrainedModel) -> N
     """
     if where.adapter is None or where.card is None or model.dtype == torch.float16:
         return
-    if where.card.base_fingerprint != fingerprint(model):
+    if not is_same_base(where.card.base_fingerprint, fingerprint(model)):
         raise ModelError(
             f"the adapter was trained on other weights than are now in {where.base}",
             where=path,
@@ -218,12 +227,17 @@ def load_causal_lm(
     attn_implementation: str = "auto",
     trust_remote_code: bool = False,
     from_scratch: bool = False,
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, nothing trainable.
 
     Raises:
-        ModelError: Nothing loadable is there, or weights are missing.
+        ModelError: Nothing loadable is there, weights are missing, or they cannot be quantised here.
     """
+    quantized: dict[str, Any] = {}
+    if quantization is not None:
+        quantized["quantization_config"] = quantization_config(quantization, device=device, dtype=dtype)
+        quantized["device_map"] = {"": device}
     remedy = "give a directory with config.json and all weights, or the name of a model on the hub"
     attention = None if attn_implementation == "auto" else attn_implementation
     model: PreTrainedModel
@@ -247,10 +261,11 @@ def load_causal_lm(
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, with the weight's name
+                **quantized,
             )
     refuse_incomplete(info, where=path, remedy=remedy)
     model.requires_grad_(False)
-    return model.to(device).eval()
+    return (model if quantized else model.to(device)).eval()
 
 
 @quietly()
@@ -280,8 +295,10 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
 
 def load_model(
     path: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """A model or run by its path, its adapter attached: a transformers model, `forward` and `generate` included.
+) -> PreTrainedModel | PeftModel:
+    """A model or run by its path, its adapters attached: a transformers model, `forward` and `generate` included.
+
+    With a learned prefix it is wrapped in a PeftModel, which puts the prefix before every row.
 
     Raises:
         ModelError: It cannot be loaded, is a reward model, or its base has changed.
@@ -296,6 +313,9 @@ def load_model(
     )
     if where.adapter is not None:
         refuse_other_base(where, path, model=model)
-        mount(model, "policy", read_adapter(where.adapter), trainable=False)
+        grow_vocabulary(model, where.vocabulary)
+        seat = take_seat(model, "policy", read_stack(where.adapter))
         model.to(chosen)
+        if seat.prefix is not None:
+            return PeftModel.from_pretrained(model, str(where.adapter)).to(chosen).eval()
     return model.eval()

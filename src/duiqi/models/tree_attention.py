@@ -27,9 +27,9 @@ NAME = "duiqi"
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """An adapter (None: the bare base) and the tokens of a row that hear it."""
+    """Low-rank adapters (none: the bare base) and the tokens of a row that hear them together."""
 
-    adapter: str | None
+    adapters: tuple[str, ...]
     tokens: slice
 
 

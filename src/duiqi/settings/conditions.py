@@ -62,19 +62,21 @@ def _off(other: str) -> Condition:
     return Condition((other,), lambda value: not value, f"{other}=false")
 
 
+def _true(other: str) -> Condition:
+    return Condition((other,), bool, f"{other}=true")
+
+
 def _above(other: str, low: float) -> Condition:
     return Condition((other,), lambda value: value is not None and value > low, f"{other} above {low}")
 
 
-_A_NEW_ADAPTER = (
-    _one_of("finetuning_type", "lora"),
-    Condition(
-        ("adapter_name_or_path",),
-        lambda value: value is None,
-        "adapter_name_or_path=null",
-        reason="that adapter is trained in the shape it has",
-    ),
+_ABOVE_OTHERS = Condition(
+    ("adapter_name_or_path", "create_new_adapter"),
+    lambda value: value is None or value is True,
+    "create_new_adapter=true",
+    reason="the adapter that this starts from is trained in the shape it has",
 )
+_FOUR_BITS = Condition(("quantization_bit",), lambda value: value == 4, "quantization_bit=4")
 _EVALUATION = Condition(
     ("eval_dataset", "val_size"), bool, "eval_dataset or val_size", reason="there is nothing to evaluate on"
 )
@@ -87,8 +89,18 @@ _OUR_OWN_SERVER = (
 
 ONLY_WITH: dict[str, tuple[Condition, ...]] = {
     **dict.fromkeys(
-        ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_rslora", "use_dora"), _A_NEW_ADAPTER
+        ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_rslora", "use_dora", "modules_to_save"),
+        (_one_of("finetuning_type", "lora"), _ABOVE_OTHERS),
     ),
+    **dict.fromkeys(
+        ("freeze_trainable_layers", "freeze_trainable_modules"), (_one_of("finetuning_type", "freeze"), _ABOVE_OTHERS)
+    ),
+    **dict.fromkeys(("pre_seq_len", "prefix_projection"), (_one_of("finetuning_type", "p_tuning"), _ABOVE_OTHERS)),
+    "loraplus_lr_ratio": (_one_of("finetuning_type", "lora"),),
+    "quantization_bit": (_one_of("finetuning_type", "lora", "p_tuning"),),
+    **dict.fromkeys(("quantization_type", "double_quantization"), (_FOUR_BITS,)),
+    "add_tokens": (_true("resize_vocab"),),
+    "create_new_adapter": (_one_of("finetuning_type", "lora", "freeze", "p_tuning"),),
     "train_from_scratch": (_one_of("finetuning_type", "full"),),
     **dict.fromkeys(("eval_steps", "load_best_model_at_end", "num_eval_samples"), (_EVALUATION,)),
     "dpo_label_smoothing": (_one_of("pref_loss", "sigmoid"),),

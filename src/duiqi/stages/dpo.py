@@ -32,20 +32,16 @@ from duiqi.settings.groups import PreferenceSettings
 from duiqi.settings.stages import DPOConfig
 from duiqi.stages.materials import (
     begin,
-    find_start,
     load_rows,
-    make_base,
     make_budget,
     make_cadence,
-    make_card,
     make_learner,
     make_template,
     make_tokenizer,
     plan_steps,
     prepare_rankings,
-    seat_policy,
-    seat_reference,
 )
+from duiqi.stages.start import find_start, make_base, make_card, seat_policy, seat_reference
 from duiqi.training.fit import fit, mean_over
 from duiqi.training.reference import ReferenceMemory, memory_file
 from duiqi.training.session import BestBy, Session
@@ -61,8 +57,8 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
     rankings = prepare_rankings(rows, template, tokenizer, budget)
     data, held_out = rankings.train, rankings.held_out
-    base = make_base(config.model, config.tuning, start)
-    seat_policy(base, start, config.tuning)
+    base = make_base(config.model, config.tuning, start, num_tokens=len(tokenizer))
+    seat_policy(base, start, config.tuning, opening=data.items[0].sequence(0).input_ids)
     needs_reference = config.preference.pref_loss in REFERENCED
     reference = seat_reference(base, config.reference.ref_model) if needs_reference else "none needed"
     base.disable_dropout()
