@@ -47,8 +47,8 @@ def make_base(folder: Path) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
+        hidden_size=128,  # vLLM has kernels for heads of 32 numbers and more
+        intermediate_size=192,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

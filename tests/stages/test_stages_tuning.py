@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,10 +22,14 @@ from transformers import (
 
 import duiqi
 from duiqi.errors import ModelError, SettingsError
-from duiqi.models.loading import load_tokenizer
+from duiqi.models.adapter_files import read_adapter
+from duiqi.models.lineage import read_stack
+from duiqi.models.loading import load_causal_lm, load_tokenizer
+from duiqi.models.quantized import Quantization, quantization_config
 from duiqi.models.reward import load_standalone_reward
 from duiqi.models.saving import save_role
 from duiqi.models.shared_base import SharedBase
+from duiqi.serving.export import export
 from duiqi.stages import dpo, ppo, reward_model, sft
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -142,6 +146,102 @@ def test_it_trains_saves_and_loads_equal_in_every_stage(
         for name, after in witness.bases.items():
             assert after.keys() == before.keys()
             assert all(torch.equal(after[key], weight) for key, weight in before.items()), name
+
+
+@pytest.mark.parametrize(
+    "bits", [{"quantization_bit": 4}, {"quantization_bit": 4, "quantization_type": "fp4"}, {"quantization_bit": 8}]
+)
+def test_a_quantised_base_trains_in_every_stage(
+    workshop: Workshop, witness: Witness, tmp_path: Path, bits: dict[str, Any]
+) -> None:
+    common = {"max_steps": 2, "eval_dataset": None, **bits}
+    later = {**common, "adapter_name_or_path": str(tmp_path / "sft"), "reward_model": str(tmp_path / "rm")}
+    reward = later.pop("reward_model")
+    duiqi.run("sft", **workshop.settings("sft", tmp_path / "sft", **common))
+    duiqi.run("rm", **workshop.settings("rm", tmp_path / "rm", **common))
+    duiqi.run("dpo", **workshop.settings("dpo", tmp_path / "dpo", **later))
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path / "ppo", **later, reward_model=reward, rollout_batch_size=4))
+    first, *others = witness.bases.values()
+    stored = torch.int8 if bits["quantization_bit"] == 8 else torch.uint8
+    assert {weight.dtype for weight in first.values()} >= {torch.float32, stored}
+    assert all(torch.equal(other[name], weight) for other in others for name, weight in first.items())
+    kind = Quantization(4 if bits["quantization_bit"] == 4 else 8, bits.get("quantization_type", "nf4"))
+    network = load_causal_lm(workshop.base, device=torch.device("cpu"), dtype=torch.float32, quantization=kind)
+    base = SharedBase(network, name=workshop.base)
+    *_, own = read_stack(tmp_path / "dpo")
+    base.seat_saved_adapter("policy", own, trainable=False)
+    with base.acting("policy"):
+        again = base.logits(base.trunk(IDS)[0])
+    assert torch.allclose(again, witness.logits["dpo"], atol=0.05 if stored == torch.int8 else 1e-5)
+    assert loaded(tmp_path / "dpo").isfinite().all()  # on the base as it was before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"finetuning_type": "full"}, "quantization_bit: has no effect with finetuning_type=full"),
+        ({"finetuning_type": "freeze"}, "quantization_bit: has no effect with finetuning_type=freeze"),
+        ({"quantization_bit": 5}, "5 bits are not to be had"),
+        ({"quantization_bit": 8, "quantization_type": "fp4"}, "set quantization_bit=4"),
+    ],
+)
+def test_what_cannot_be_quantised_is_refused(
+    workshop: Workshop, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        duiqi.run("sft", **workshop.settings("sft", tmp_path, **{"quantization_bit": 4, **settings}))
+
+
+def test_without_bitsandbytes_or_a_device_for_it_that_is_said(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelError, match="bitsandbytes has no kernels for meta"):
+        quantization_config(Quantization(4), device=torch.device("meta"), dtype=torch.float32)
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    with pytest.raises(ModelError, match=r"bitsandbytes is not installed\n.*duiqi\[quantized\]"):
+        duiqi.run("sft", **workshop.settings("sft", tmp_path, quantization_bit=4))
+
+
+class TestVocabulary:
+    GROWN: ClassVar[dict[str, Any]] = {"resize_vocab": True, "add_tokens": "<a>,<b>,<c>", "lora_rank": 2}
+
+    def test_new_tokens_are_learned_saved_and_merged(
+        self, workshop: Workshop, witness: Witness, tmp_path: Path
+    ) -> None:
+        whole = {"modules_to_save": "embed_tokens,lm_head", "max_steps": 3}
+        duiqi.run("sft", **workshop.settings("sft", tmp_path / "grown", **self.GROWN, **whole))
+        rows = len(load_tokenizer(workshop.base)) + 3
+        assert witness.logits["grown"].shape[-1] == rows
+        assert torch.allclose(loaded(tmp_path / "grown"), witness.logits["grown"], atol=1e-6)
+        assert load_tokenizer(str(tmp_path / "grown")).convert_tokens_to_ids("<c>") == rows - 1
+        made = export(str(tmp_path / "grown"), str(tmp_path / "plain"))
+        assert made.gap < 1e-5
+        assert torch.allclose(loaded(tmp_path / "plain"), witness.logits["grown"], atol=1e-5)
+        duiqi.run("dpo", **workshop.settings("dpo", tmp_path / "dpo", adapter_name_or_path=str(tmp_path / "grown")))
+        assert torch.allclose(loaded(tmp_path / "dpo"), witness.logits["dpo"], atol=1e-6)
+
+    def test_tokens_that_could_never_learn_are_refused(self, workshop: Workshop, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match=r"3 new tokens would never learn.*\n.*modules_to_save: embed_tokens"):
+            duiqi.run("sft", **workshop.settings("sft", tmp_path, **self.GROWN))
+
+    def test_tokens_without_rows_are_refused(self, workshop: Workshop, tmp_path: Path) -> None:
+        tokenizer = load_tokenizer(workshop.base)
+        tokenizer.add_tokens(["<extra>"])
+        shutil.copytree(workshop.base, tmp_path / "base")
+        tokenizer.save_pretrained(tmp_path / "base")
+        settings = workshop.settings("sft", tmp_path / "run", model_name_or_path=str(tmp_path / "base"))
+        with pytest.raises(ModelError, match="resize_vocab: true"):
+            duiqi.run("sft", **settings)
+
+
+def test_lora_plus_moves_the_second_matrices_further(workshop: Workshop, tmp_path: Path) -> None:
+    sizes = []
+    for name, ratio in (("plain", None), ("plus", 16.0)):
+        settings = workshop.settings("sft", tmp_path / name, max_steps=2, lora_rank=2, loraplus_lr_ratio=ratio)
+        duiqi.run("sft", **settings)
+        weights = read_adapter(tmp_path / name).low_rank
+        sizes.append(sum(float(weight.norm()) for key, weight in weights.items() if "lora_B" in key))
+    assert sizes[1] > 4 * sizes[0]
 
 
 def test_chains_of_new_adapters_load_from_their_leaf(workshop: Workshop, witness: Witness, tmp_path: Path) -> None:

@@ -146,9 +146,7 @@ def adapter_weights(network: nn.Module, mounted: Mounted, *, but: nn.Module | No
     if mounted.has_lora:
         found |= get_peft_model_state_dict(network, adapter_name=mounted.name, save_embedding_layers=False)
     if mounted.own is not None:
-        found |= {
-            key: value.clone() for key, value in mounted.own.state(but=but).items()
-        }
+        found |= {key: value.clone() for key, value in mounted.own.state(but=but).items()}
     return {PEFT_PREFIX + key: value.detach().cpu().contiguous() for key, value in found.items()}
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from duiqi.models.lean import llama_shaped_layers, restore, slim
+from duiqi.models.quantized import rounds_activations
 from duiqi.models.tree_attention import NAME, TreeMask, register
 from duiqi.packing.batch import Family, pack
 
@@ -35,6 +36,11 @@ def trunk_of(network: PreTrainedModel) -> nn.Module:
     decoder: nn.Module = network.get_decoder()
     inner: nn.Module = getattr(network, network.base_model_prefix)
     return inner if decoder is network else decoder
+
+
+def precision_of(model: PreTrainedModel) -> torch.dtype:
+    """How exactly two ways to compute the same agree: as in bfloat16 where activations are rounded to 8 bits."""
+    return torch.bfloat16 if rounds_activations(model) else model.dtype
 
 
 @torch.no_grad()
@@ -91,7 +97,7 @@ def _difference(model: PreTrainedModel, wanted: Tensor) -> str:
     if _slides(model) and mask.windows <= {None}:
         return f"{type(model).__name__} keeps its sliding window to itself"
     gap = (found - wanted).norm() / wanted.norm()
-    return "" if gap <= TOLERANCE[model.dtype] else f"{type(model).__name__} mixes packed sequences"
+    return "" if gap <= TOLERANCE[precision_of(model)] else f"{type(model).__name__} mixes packed sequences"
 
 
 _PROMPT, _ANSWERS, _ALONE = 5, (3, 4), 6

@@ -27,7 +27,7 @@ from duiqi.models.card import ModelCard, find_again, read_card
 from duiqi.models.fingerprint import fingerprint, is_same_base
 from duiqi.models.lineage import read_stack
 from duiqi.models.ports.registry import find_port, find_tokenizer
-from duiqi.models.quantized import Quantization, quantization_config
+from duiqi.models.quantized import Quantization, compute_alike, quantization_config
 from duiqi.models.seats import take_seat
 from duiqi.models.vocabulary import grow_vocabulary
 
@@ -265,7 +265,10 @@ def load_causal_lm(
             )
     refuse_incomplete(info, where=path, remedy=remedy)
     model.requires_grad_(False)
-    return (model if quantized else model.to(device)).eval()
+    if quantized:
+        compute_alike(model)
+        return model.eval()
+    return model.to(device).eval()
 
 
 @quietly()

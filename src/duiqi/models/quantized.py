@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from duiqi.errors import ModelError
@@ -26,6 +28,23 @@ class Quantization:
     """Whether the scales are quantised too."""
 
 
+def rounds_activations(model: nn.Module) -> bool:
+    """Whether inputs of its products are rounded to 8 bits: then a last digit that differs becomes a step of those."""
+    return bool(getattr(model, "is_loaded_in_8bit", False))
+
+
+def compute_alike(model: nn.Module) -> None:
+    """Let products of 4 bits be the same in training and out of it.
+
+    Out of training, bitsandbytes packs the weights anew for CPUs with AVX-512 and computes in bfloat16: rollouts would
+    come from another model than the one that learns.
+    """
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def quantization_config(quantization: Quantization, *, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
     """transformers' settings for it; products are computed in `dtype`.
 
@@ -36,7 +55,7 @@ def quantization_config(quantization: Quantization, *, device: torch.device, dty
         raise ModelError(
             "the package bitsandbytes is not installed",
             where=f"quantization_bit: {quantization.bits}",
-            remedy="pip install bitsandbytes, or remove quantization_bit",
+            remedy="pip install 'duiqi[quantized]', or remove quantization_bit",
         )
     if device.type not in DEVICES:
         raise ModelError(
@@ -44,6 +63,7 @@ def quantization_config(quantization: Quantization, *, device: torch.device, dty
             where=f"quantization_bit: {quantization.bits}",
             remedy="use a CUDA device or the CPU, or remove quantization_bit",
         )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8 bits tell of every product that they compute in half
     if quantization.bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -22,7 +22,7 @@ from duiqi.models.adapter_files import SavedAdapter, mount
 from duiqi.models.adapters import AdapterSpec, Mounted, adapter_config, attach, attach_copy, keep_only
 from duiqi.models.fingerprint import fingerprint, weights_digest
 from duiqi.models.heads import ScalarHead
-from duiqi.models.layout import find_layout, trunk_of, unpacked, unslimmed
+from duiqi.models.layout import find_layout, precision_of, trunk_of, unpacked, unslimmed
 from duiqi.models.lean import gather_adapters, llama_shaped_layers, restore
 from duiqi.models.output_head import check_head_splits
 from duiqi.models.own_weights import forget_precision
@@ -66,6 +66,11 @@ class Seating:
     @property
     def device(self) -> torch.device:
         return self._device
+
+    @property
+    def precision(self) -> torch.dtype:
+        """How exactly two ways to compute the same agree on this base."""
+        return precision_of(self.model)
 
     @property
     def is_grown(self) -> bool:

@@ -26,6 +26,7 @@ from duiqi.errors import GuardStop
 from duiqi.journal.run import Run
 from duiqi.models.card import ModelCard
 from duiqi.models.measure import measure_answers
+from duiqi.models.quantized import rounds_activations
 from duiqi.models.saving import save_role
 from duiqi.models.shared_base import SharedBase
 from duiqi.settings.groups import PreferenceSettings
@@ -109,6 +110,9 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
 OPENING_TOLERANCE = 1e-3
 """How far apart the summed log-probabilities of an answer may be at step 0, in nats."""
 
+COARSE_TOLERANCE = 0.3
+"""The same where activations are rounded to 8 bits."""
+
 REFERENCED = frozenset({"sigmoid", "ipo", "hinge", "kto_pair"})
 """The losses that compare with a reference."""
 
@@ -125,7 +129,7 @@ def check_opening(base: SharedBase, batch: RankingBatch, journal: Run) -> None:
     with base.acting("reference"):
         gap = float((policy - answer_log_probs(base, batch)).abs().max())
     journal.event("opening_check", gap=gap)
-    if gap > OPENING_TOLERANCE:
+    if gap > (COARSE_TOLERANCE if rounds_activations(base.model) else OPENING_TOLERANCE):
         raise GuardStop(
             f"the reference is not the policy at step 0: their log-probabilities differ by up to {gap:.2e}",
             remedy="this architecture has a dropout that duiqi does not know: please report it with config.yaml",

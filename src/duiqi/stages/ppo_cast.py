@@ -88,7 +88,7 @@ class Cast:
     @property
     def samples_exactly(self) -> bool:
         """Whether the sampler's log-probabilities are the trainer's to the last digits: the own decoder, in float32."""
-        return self.importance_cap is None and self.base.model.dtype == torch.float32
+        return self.importance_cap is None and self.base.precision == torch.float32
 
     @property
     def critic_is_apart(self) -> bool:
