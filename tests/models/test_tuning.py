@@ -300,6 +300,40 @@ def test_a_new_prefix_is_the_network_after_reading_its_tokens() -> None:
     assert torch.allclose(logits(base, "policy"), whole, atol=1e-5)
 
 
+class TestPiSSA:
+    def test_the_base_stays_and_the_adapter_changes_nothing_yet(self) -> None:
+        base = SharedBase(tiny(), name="tiny")
+        base.seat_bare("bare")
+        base.seat_new_adapter("policy", LoRASpec(rank=4, pissa=True))
+        assert torch.allclose(logits(base, "policy"), logits(base, "bare"), atol=1e-5)
+        layer = base.model.model.layers[1].mlp.up_proj
+        down, up = layer.lora_A["policy"].weight, layer.lora_B["policy"].weight
+        first = 2.0 * up[:, :4] @ down[:4]
+        weight = tiny().model.layers[1].mlp.up_proj.weight
+        left, values, right = torch.linalg.svd(weight)
+        assert torch.allclose(first, left[:, :4] * values[:4] @ right[:4], atol=1e-4)
+
+    def test_it_learns_as_peft_s_does(self) -> None:
+        base = SharedBase(tiny(), name="tiny")
+        base.seat_new_adapter("policy", LoRASpec(rank=4, pissa=True))
+        base.rest_on("policy")
+        config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights="pissa")
+        theirs = get_peft_model(tiny(), config)
+        ours_learn = list(base.trainable_parameters().values())
+        theirs_learn = [p for p in theirs.parameters() if p.requires_grad]
+        for parameters, compute in (
+            (ours_learn, lambda: base.logits(base.trunk(IDS)[0])),
+            (theirs_learn, lambda: theirs(input_ids=IDS).logits),
+        ):
+            optimizer = torch.optim.SGD(parameters, lr=0.05)
+            for _ in range(3):
+                compute().square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        assert torch.allclose(logits(base, "policy"), theirs(input_ids=IDS).logits, atol=1e-4)
+        assert not torch.allclose(logits(base, "policy"), tiny()(input_ids=IDS).logits, atol=1e-2)
+
+
 def test_own_weights_of_tied_embeddings_stay_tied(tmp_path: Path) -> None:
     tiny(tied=True).save_pretrained(tmp_path / "base")
     base = SharedBase(tiny(tied=True), name="tiny")

@@ -36,6 +36,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9]])
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"lora_rank": 2},
     "lora and head": {"lora_rank": 2, "modules_to_save": "lm_head"},
+    "pissa": {"lora_rank": 2, "pissa_init": True},
     "freeze": {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
     "p_tuning": {"finetuning_type": "p_tuning", "pre_seq_len": 4},
     "projected": {"finetuning_type": "p_tuning", "pre_seq_len": 4, "prefix_projection": True},

@@ -39,6 +39,8 @@ class LoRASpec:
     target: str = "all"
     use_rslora: bool = False
     use_dora: bool = False
+    pissa: bool = False
+    """Begin with the largest singular directions of each weight (see `pissa`)."""
     modules_to_save: str = ""
     """Modules whose weights are trained whole beside it, by `targets`; empty: none."""
 
@@ -70,9 +72,10 @@ def adapter_config(spec: AdapterSpec, model: PreTrainedModel) -> LoraConfig:
         raise ModelError(
             f"{twice[0]} is trained whole and has an adapter too", where="modules_to_save", remedy="name it in one"
         )
+    halves = 2 if spec.pissa else 1
     return LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha or 2 * spec.rank,
+        r=halves * spec.rank,
+        lora_alpha=halves * (spec.alpha or 2 * spec.rank),
         lora_dropout=spec.dropout,
         target_modules=condensed(model, chosen),
         use_rslora=spec.use_rslora,

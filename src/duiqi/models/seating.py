@@ -19,13 +19,14 @@ from transformers import PreTrainedModel
 
 from duiqi.errors import ModelError
 from duiqi.models.adapter_files import SavedAdapter, mount
-from duiqi.models.adapters import AdapterSpec, Mounted, adapter_config, attach, attach_copy, keep_only
+from duiqi.models.adapters import AdapterSpec, LoRASpec, Mounted, adapter_config, attach, attach_copy, keep_only
 from duiqi.models.fingerprint import fingerprint, weights_digest
 from duiqi.models.heads import ScalarHead
 from duiqi.models.layout import find_layout, precision_of, trunk_of, unpacked, unslimmed
 from duiqi.models.lean import gather_adapters, llama_shaped_layers, restore
 from duiqi.models.output_head import check_head_splits
 from duiqi.models.own_weights import forget_precision
+from duiqi.models.pissa import begin_with_principal_directions
 from duiqi.models.prefix import PrefixSpec, new_prefix, prefix_config
 from duiqi.models.seats import Seat, apart_parameters
 from duiqi.models.targets import module_of
@@ -98,6 +99,8 @@ class Seating:
         below = self._mount(self.model, role, above)
         with self._taken(Seat(self.model, below)):
             own = attach(self.model, role, adapter_config(spec, self.model), trainable=True)
+            if isinstance(spec, LoRASpec) and spec.pissa:
+                begin_with_principal_directions(self.model, own)
         self._seat(role, Seat(self.model, (*below, own)))
 
     def seat_new_prefix(

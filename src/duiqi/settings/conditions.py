@@ -77,6 +77,12 @@ _ABOVE_OTHERS = Condition(
     reason="the adapter that this starts from is trained in the shape it has",
 )
 _FOUR_BITS = Condition(("quantization_bit",), lambda value: value == 4, "quantization_bit=4")
+_WHOLE_AND_STILL = (
+    Condition(("weight_decay",), lambda value: value == 0, "weight_decay=0", reason="one half of each adapter stays"),
+    Condition(
+        ("quantization_bit",), lambda value: value is None, "quantization_bit=null", reason="it needs them whole"
+    ),
+)
 _EVALUATION = Condition(
     ("eval_dataset", "val_size"), bool, "eval_dataset or val_size", reason="there is nothing to evaluate on"
 )
@@ -96,6 +102,12 @@ ONLY_WITH: dict[str, tuple[Condition, ...]] = {
         ("freeze_trainable_layers", "freeze_trainable_modules"), (_one_of("finetuning_type", "freeze"), _ABOVE_OTHERS)
     ),
     **dict.fromkeys(("pre_seq_len", "prefix_projection"), (_one_of("finetuning_type", "p_tuning"), _ABOVE_OTHERS)),
+    "pissa_init": (
+        _one_of("finetuning_type", "lora"),
+        _ABOVE_OTHERS,
+        *map(_off, ("use_dora", "use_rslora")),
+        *_WHOLE_AND_STILL,
+    ),
     "loraplus_lr_ratio": (_one_of("finetuning_type", "lora"),),
     "quantization_bit": (_one_of("finetuning_type", "lora", "p_tuning"),),
     **dict.fromkeys(("quantization_type", "double_quantization"), (_FOUR_BITS,)),

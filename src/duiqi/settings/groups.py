@@ -73,6 +73,9 @@ class TuningSettings:
     """Scale by alpha / sqrt(rank) instead (rank-stabilised LoRA)."""
     use_dora: bool = False
     """Also learn the magnitude of each weight column (DoRA)."""
+    pissa_init: bool = False
+    """Begin the adapters with the largest singular directions of the weights they are on (PiSSA). They are written
+    with twice the rank."""
     modules_to_save: str = ""
     """Modules to train whole beside the adapters, named like lora_target: embed_tokens,lm_head."""
     freeze_trainable_layers: int = 2

@@ -255,6 +255,7 @@ def adapter_spec(tuning: TuningSettings) -> AdapterSpec:
         target=tuning.lora_target,
         use_rslora=tuning.use_rslora,
         use_dora=tuning.use_dora,
+        pissa=tuning.pissa_init,
         modules_to_save=tuning.modules_to_save,
     )
 
