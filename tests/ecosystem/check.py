@@ -21,6 +21,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 VENVS = REPOSITORY / "build" / "venvs"
+DOCS = REPOSITORY / "docs"
 
 
 @dataclass(frozen=True)
@@ -67,41 +68,63 @@ def run(tool: Tool, folder: Path) -> dict[str, Any]:
     return found
 
 
-def as_page(results: dict[str, dict[str, Any]]) -> str:
-    """The results as docs/ecosystem.md."""
-    lines = ["# Opened elsewhere", "", "[中文](zh/ecosystem.md)", "", *_INTRODUCTION, ""]
+def as_page(results: dict[str, dict[str, Any]], language: str) -> str:
+    """The results as a page of the docs, in one of `WORDS`."""
+    words = WORDS[language]
+    lines = [words["opening"]]
     for name, result in results.items():
         versions = ", ".join(f"{package} {number}" for package, number in result["versions"].items())
-        lines += [f"## {name}", "", f"With {versions}.", "", "| what | off by | |", "|---|---|---|"]
+        lines += [f"## {name}", "", words["versions"].format(versions), "", words["head"], "|---|---|---|"]
         for what, off in result["differences"].items():
-            verdict = "ok" if off <= result["tolerance"] else "**differs**"
-            lines.append(f"| {what} | {off:.1e} | {verdict} |")
+            lines.append(f"| {what} | {off:.1e} | {'ok' if off <= result['tolerance'] else words['differs']} |")
         lines.append("")
     return "\n".join(lines)
 
 
-_INTRODUCTION = (
-    "Written by `make ecosystem`: tiny runs of every way to tune are opened by other tools, each in an environment of",
-    "its own, and compared with what duiqi computes: the largest difference of logits or scores, in float32; of text,",
-    "0 is the same greedy continuation.",
-)
+WORDS = {
+    "en": {
+        "opening": """# Opened elsewhere
+
+[中文](zh/ecosystem.md)
+
+Written by `make ecosystem`: tiny runs of every way to tune are opened by other tools, each in an environment of its
+own, and compared with what duiqi computes. A number is the largest difference of logits or scores in float32; where
+only text is compared, 0 is the same greedy continuation.
+""",
+        "versions": "With {}.",
+        "head": "| what | off by | |",
+        "differs": "**differs**",
+    },
+    "zh": {
+        "opening": """# 在别处打开
+
+[English](../ecosystem.md)
+
+由 `make ecosystem` 写出：用每种方式训练的微型结果由别的工具打开，各用自己的环境，再与 duiqi 的计算比较。
+数字是 float32 下 logits 或分数的最大差别；只比较文本时，0 表示贪心续写相同。
+""",
+        "versions": "版本：{}。",
+        "head": "| 打开什么 | 差别 | |",
+        "differs": "**不同**",
+    },
+}
+"""What the pages say around the numbers."""
 
 
 def main() -> int:
     """0 when everything is as expected."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="tools to run, by the names of their environments, with commas")
-    parser.add_argument("--page", type=Path, default=REPOSITORY / "docs" / "ecosystem.md", help="where to write")
     args = parser.parse_args()
     wanted = {name for name in args.only.split(",") if name}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         subprocess.run([sys.executable, HERE / "prepare.py", folder], check=True)
         results = {tool.name: run(tool, folder) for tool in TOOLS if not wanted or tool.environment in wanted}
-    page = as_page(results)
-    print(page)
+    print(as_page(results, "en"))
     if not wanted:
-        args.page.write_text(page, encoding="utf-8")
+        (DOCS / "ecosystem.md").write_text(as_page(results, "en"), encoding="utf-8")
+        (DOCS / "zh" / "ecosystem.md").write_text(as_page(results, "zh"), encoding="utf-8")
     return int(any(off > r["tolerance"] for r in results.values() for off in r["differences"].values()))
 
 
