@@ -22,7 +22,8 @@ from duiqi.data.encoding import (
     learned_spans,
     token_budget,
 )
-from duiqi.data.templates import TEMPLATES, get_template
+from duiqi.data.named_templates import TEMPLATES
+from duiqi.data.templates import get_template
 from duiqi.errors import DataError, SettingsError
 from duiqi.types import Example, Message, Origin
 

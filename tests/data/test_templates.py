@@ -8,7 +8,8 @@ import pytest
 from tiny_tokenizers import CHAT_TEMPLATES, REWRITING, build_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from duiqi.data.templates import TEMPLATES, Segment, from_dict, get_template
+from duiqi.data.named_templates import TEMPLATES, Segment
+from duiqi.data.templates import from_dict, get_template
 from duiqi.errors import TemplateError
 from duiqi.types import Message
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from duiqi.data.templates import Segment, Template
+from duiqi.data.named_templates import Segment
+from duiqi.data.templates import Template
 from duiqi.errors import DataError, SettingsError
 from duiqi.packing.batch import Family
 from duiqi.types import Example, Message

@@ -8,13 +8,15 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.models.ports.tiny_releases import train, train_baichuan
 
+from duiqi.data.encoding import encode_conversation, encode_prompt
 from duiqi.data.templates import get_template
-from duiqi.errors import ModelError
+from duiqi.errors import ModelError, TemplateError
 from duiqi.models.loading import load_tokenizer
 from duiqi.models.ports import baichuan_tokenizer
 from duiqi.models.ports.baichuan_tokenizer import BaichuanTokenizer
-from duiqi.types import Message
+from duiqi.types import Example, Message, Origin
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
@@ -126,6 +128,50 @@ def test_a_base_model_has_no_chat_template(released: Path, tmp_path: Path) -> No
     for name in ("tokenizer.model", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((released / name).read_bytes())
     assert load_tokenizer(str(tmp_path)).chat_template is None
+
+
+def test_a_base_model_finds_the_tokens_of_turns_whole(released: Path, tmp_path: Path) -> None:
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((released / name).read_bytes())
+    base, chats = load_tokenizer(str(tmp_path)), load_tokenizer(str(released))
+    turns = [Message("user", "你好"), Message("assistant", "hello"), Message("user", "世界")]
+    expected = encode_prompt(get_template(None, chats), chats, messages=turns)
+    assert encode_prompt(get_template("baichuan2", base), base, messages=turns) == expected
+    assert base.chat_template is None
+
+
+def test_what_a_model_draws_beyond_the_vocabulary_is_nothing(released: Path) -> None:
+    tokenizer = load_tokenizer(str(released))
+    ids = tokenizer("你好")["input_ids"]
+    assert tokenizer.decode([*ids, tokenizer.vocab_size + 5]) == "你好"
+
+
+@pytest.mark.parametrize(("own", "other", "first"), [("baichuan", "baichuan2", 102), ("baichuan2", "baichuan", 106)])
+def test_a_template_is_refused_where_its_token_has_another_meaning(
+    own: str, other: str, first: int, tmp_path: Path
+) -> None:
+    fillers = [f"<reserved_{number}>" for number in range(first - 192, first + 6)]  # number `first` has the id 195
+    train(tmp_path / "tokenizer.model", control=fillers)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.convert_tokens_to_ids(f"<reserved_{first}>") == 195
+    assert get_template(own, tokenizer).name == own
+    with pytest.raises(TemplateError, match=f"token 195, .* is <reserved_{first}> in this vocabulary") as caught:
+        get_template(other, tokenizer)
+    assert caught.value.remedy == f"set template: {own}"
+
+
+@pytest.mark.parametrize("name", ["baichuan", "baichuan2"])
+def test_an_earlier_answer_has_no_end_token_and_the_last_one_has(name: str, tmp_path: Path) -> None:
+    train_baichuan(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
+    template = get_template(name, tokenizer := load_tokenizer(str(tmp_path)))
+    chat = (Message("user", "你好"), Message("assistant", "hello"), Message("user", "世界"))
+    example = Example("demonstration", chat, ("今天",), Origin("rows"))
+    sequence = encode_conversation(template, tokenizer, example=example, train_on="all")
+    assert sequence.input_ids.count(tokenizer.eos_token_id) == 1
+    assert sequence.input_ids[-1] == tokenizer.eos_token_id
+    assert sum(sequence.answer_mask) == len(tokenizer("今天")["input_ids"]) + 1
 
 
 def test_a_saved_tokenizer_is_the_same_when_it_is_loaded(released: Path, tmp_path: Path) -> None:

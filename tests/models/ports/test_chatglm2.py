@@ -18,7 +18,6 @@ from duiqi.models.ports.chatglm2 import (
     ChatGLM2ForConditionalGeneration,
     ChatGLM2ForSequenceClassification,
 )
-from duiqi.models.ports.chatglm_quantized import load_dequantized
 
 LAYERS, HEADS, GROUPS, SIZE, WIDTH = 2, 4, 2, 8, 12
 SHAPE = {"heads": HEADS, "groups": GROUPS, "size": SIZE, "layers": LAYERS}
@@ -130,6 +129,16 @@ def test_a_cache_read_in_two_passes_gives_the_logits_of_one() -> None:
     torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), whole)
 
 
+def test_padding_in_a_cache_stays_padding_when_no_mask_says_so_again() -> None:
+    model = model_of()
+    ids, mask = padded([PROMPT, SHORT], "left")
+    caches = [model(ids, attention_mask=mask, use_cache=True).past_key_values for _ in range(2)]
+    next_ids = torch.tensor([[12], [12]])
+    grown = torch.cat([mask, torch.ones(2, 1, dtype=mask.dtype)], dim=1)
+    expected = model(next_ids, attention_mask=grown, past_key_values=caches[0]).logits
+    torch.testing.assert_close(model(next_ids, past_key_values=caches[1]).logits, expected)
+
+
 def test_embeddings_can_be_given_instead_of_ids() -> None:
     model = model_of()
     embeddings = model.get_input_embeddings()(row(PROMPT))
@@ -214,6 +223,13 @@ def test_a_prefix_is_that_of_the_formulas(projects: bool) -> None:
     batch, mask = padded([PROMPT, SHORT], "left")
     wanted = [greedy_without_cache(model, prompt, 4) for prompt in (PROMPT, SHORT)]
     assert model.generate(batch, attention_mask=mask, max_new_tokens=4)[:, batch.shape[1] :].tolist() == wanted
+
+
+def test_a_mask_of_numbers_adds_nothing_for_a_prefix() -> None:
+    model = model_of(pre_seq_len=SLOTS)
+    ids = row(PROMPT + ANSWER)
+    causal = torch.full((1, 1, ids.shape[1], ids.shape[1]), torch.finfo(torch.float64).min, dtype=torch.float64).triu(1)
+    torch.testing.assert_close(model(ids, attention_mask=causal).logits, model(ids).logits)
 
 
 def test_gradients_of_a_prefix_are_the_slopes() -> None:
@@ -387,7 +403,9 @@ def test_a_quantised_checkpoint_loads_as_floats(tmp_path: Path) -> None:
         state[name], state[f"{name}_scale"] = whole.to(torch.int8), scale
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     config_of(quantization_bit=8).save_pretrained(tmp_path)
-    loaded, info = load_dequantized(tmp_path, ChatGLM2ForConditionalGeneration, dtype=torch.float32)
+    loaded, info = ChatGLM2ForConditionalGeneration.from_pretrained(
+        tmp_path, dtype=torch.float32, output_loading_info=True
+    )
     assert not info["missing_keys"]
     for name, tensor in expected.items():
         assert torch.equal(loaded.state_dict()[name], tensor), name

@@ -24,12 +24,15 @@ from tests.models.ports.test_chatglm import (
 )
 from torch import Tensor
 
+import duiqi
+from duiqi.errors import ModelError
+from duiqi.models.loading import load_causal_lm
 from duiqi.models.ports.chatglm import (
     ChatGLMConfig,
     ChatGLMForConditionalGeneration,
     ChatGLMForSequenceClassification,
 )
-from duiqi.models.ports.chatglm_quantized import dequantize, load_dequantized
+from duiqi.models.ports.chatglm_quantized import dequantize
 
 
 def test_the_configuration_of_2023_loads_as_it_is(tmp_path: Path) -> None:
@@ -62,6 +65,18 @@ def test_the_configuration_of_2023_loads_as_it_is(tmp_path: Path) -> None:
             assert getattr(config, key) == value == released[key], key
     assert config.dtype == torch.float16
     assert config.num_hidden_layers == 28
+
+
+def test_configurations_without_mask_tokens_have_them_before_sop() -> None:
+    old = ChatGLMConfig(vocab_size=150528, bos_token_id=150004, eos_token_id=150005, pad_token_id=20003)
+    assert (old.mask_token_id, old.gmask_token_id) == (150000, 150001)
+
+
+def test_the_code_that_a_configuration_names_is_not_named_again(tmp_path: Path) -> None:
+    config_of(auto_map={"AutoConfig": "configuration_chatglm.ChatGLMConfig"}).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert "auto_map" not in saved
+    assert saved["gmask_token_id"] == config_of().gmask_token_id
 
 
 def test_parameters_have_the_names_of_the_checkpoints() -> None:
@@ -165,13 +180,41 @@ def test_a_quantised_checkpoint_loads_as_floats(tmp_path: Path, bits: int) -> No
         state[f"{name}_scale"] = scale
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     config_of(quantization_bit=bits).save_pretrained(tmp_path)
-    loaded, info = load_dequantized(tmp_path, ChatGLMForConditionalGeneration, dtype=torch.float32)
+    loaded, info = ChatGLMForConditionalGeneration.from_pretrained(
+        tmp_path, dtype=torch.float32, output_loading_info=True
+    )
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert loaded.config.quantization_bit == 0
     for name, tensor in expected.items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     assert loaded.lm_head.weight is loaded.transformer.word_embeddings.weight
+    found = load_causal_lm(str(tmp_path), device=torch.device("cpu"), dtype=torch.float32)
+    torch.testing.assert_close(found(row(PROMPT)).logits, loaded(row(PROMPT)).logits)
+    scorer = ChatGLMForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32, num_labels=1)
+    name = "transformer.layers.1.mlp.dense_4h_to_h.weight"
+    assert torch.equal(scorer.state_dict()[name], expected[name])
+    loaded.save_pretrained(tmp_path / "plain")
+    plain = duiqi.load_model(str(tmp_path / "plain"), dtype="float32")
+    torch.testing.assert_close(plain(row(PROMPT)).logits, loaded(row(PROMPT)).logits)
+
+
+@pytest.mark.parametrize(
+    ("bits", "weights", "reason"),
+    [
+        (2, {"model.safetensors": {"transformer.a.weight": torch.ones(2)}}, "quantization_bit is 2; only 4 and 8"),
+        (8, {}, "no weights are here"),
+        (8, {"model.safetensors": {"a.weight": torch.ones(2, 2).char()}}, "a.weight_scale is not among the weights"),
+    ],
+)
+def test_a_quantised_checkpoint_that_cannot_be_read_says_why(
+    tmp_path: Path, bits: int, weights: dict[str, dict[str, Tensor]], reason: str
+) -> None:
+    config_of(quantization_bit=bits).save_pretrained(tmp_path)
+    for name, state in weights.items():
+        save_file(state, tmp_path / name, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=reason):
+        load_causal_lm(str(tmp_path), device=torch.device("cpu"), dtype=torch.float32)
 
 
 def test_four_bits_are_signed() -> None:

@@ -3,63 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from tests.models.ports.tiny_releases import BLANKS, CHATGLM_TOKENIZER, train_first, train_second
 from transformers import PreTrainedTokenizerBase
 
 from duiqi.data.encoding import encode_answer, encode_conversation, encode_prompt
 from duiqi.data.templates import get_template
+from duiqi.errors import ModelError, TemplateError
+from duiqi.models.loading import load_tokenizer
+from duiqi.models.ports import chatglm_tokenizer
 from duiqi.models.ports.chatglm_tokenizer import ChatGLM2Tokenizer, ChatGLMTokenizer, load
 from duiqi.types import Example, Message, Origin
 
-sentencepiece = pytest.importorskip("sentencepiece")
-
-SENTENCES = [
-    "你好，今天天气怎么样？",
-    "今天天气很好。我们去公园吧。",
-    "问：一加一等于几？答：二。",
-    "Hello, how are you today? I am well, thank you.",
-    "def f(x): return x + 1",
-    "[Round 1] [Round 2] [Round 0]",
-] * 4
-FIRST_SPECIAL = ["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"]
-BLANKS = ["<n>", "<|tab|>", *(f"<|blank_{length}|>" for length in range(2, 81))]
 SINGLE = [Message("user", "你好")]
 MULTI = [Message("user", "你好"), Message("assistant", "很好。"), Message("user", "今天 how are\nyou")]
 
 
-def train(path: Path, *, symbols: Sequence[str], pad_id: int) -> Path:
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES),
-        model_prefix=str(path.with_suffix("")),
-        vocab_size=600,
-        model_type="bpe",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        user_defined_symbols=list(symbols),
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=pad_id,
-        minloglevel=2,
-    )
-    return path
-
-
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> ChatGLMTokenizer:
-    path = tmp_path_factory.mktemp("chatglm") / "ice_text.model"
-    return ChatGLMTokenizer(str(train(path, symbols=[*BLANKS, *FIRST_SPECIAL], pad_id=3)))
+    return ChatGLMTokenizer(str(train_first(tmp_path_factory.mktemp("chatglm"))))
 
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory) -> ChatGLM2Tokenizer:
-    path = tmp_path_factory.mktemp("chatglm2") / "tokenizer.model"
-    return ChatGLM2Tokenizer(str(train(path, symbols=[], pad_id=-1)))
+    return ChatGLM2Tokenizer(str(train_second(tmp_path_factory.mktemp("chatglm2"))))
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, *tokens: str) -> list[int]:
@@ -207,6 +176,82 @@ def test_the_tokenizer_configuration_of_2023_loads(tmp_path: Path, first: ChatGL
     assert load(str(tmp_path))("你好")["input_ids"] == first("你好")["input_ids"]
     with pytest.raises(ValueError, match="not implemented"):
         ChatGLMTokenizer(first.vocab_file, do_lower_case=True)
+
+
+def released(directory: Path, tokenizer: ChatGLMTokenizer | ChatGLM2Tokenizer, **config: object) -> Path:
+    """The tokenizer's files as a release of 2023 has them."""
+    name = tokenizer.vocab_files_names["vocab_file"]
+    (directory / name).write_bytes(Path(tokenizer.vocab_file).read_bytes())
+    config = {**CHATGLM_TOKENIZER, **config}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def _nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> str:
+        raise AssertionError("something was asked on the terminal")
+
+    monkeypatch.setattr("builtins.input", refuse)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_both_are_found_by_the_name_they_share_and_again_where_they_were_saved(
+    tmp_path: Path, first: ChatGLMTokenizer, second: ChatGLM2Tokenizer, trust: bool
+) -> None:
+    for place, tokenizer in (("first", first), ("second", second)):
+        (tmp_path / place).mkdir()
+        found = load_tokenizer(str(released(tmp_path / place, tokenizer)), trust_remote_code=trust)
+        assert type(found) is type(tokenizer)
+        assert found("你好")["input_ids"] == tokenizer("你好")["input_ids"]
+        found.save_pretrained(tmp_path / f"{place} again")
+        again = load_tokenizer(str(tmp_path / f"{place} again"))
+        assert type(again) is type(tokenizer)
+        assert again("你好")["input_ids"] == tokenizer("你好")["input_ids"]
+        saved = json.loads((tmp_path / f"{place} again" / "tokenizer_config.json").read_text(encoding="utf-8"))
+        assert "auto_map" not in saved
+
+
+def test_a_release_that_lists_some_special_tokens_has_them_all(tmp_path: Path, second: ChatGLM2Tokenizer) -> None:
+    size = second.pieces.get_piece_size()
+    added = {str(size + place): {"content": name, "special": True} for place, name in ((1, "[gMASK]"), (6, "<|user|>"))}
+    listed = {"additional_special_tokens": ["[gMASK]", "<|user|>"], "added_tokens_decoder": added}
+    tokenizer = load_tokenizer(str(released(tmp_path, second, chat_template="{{ messages }}", **listed)))
+    roles = ["<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"]
+    assert [tokenizer(role, add_special_tokens=False)["input_ids"] for role in roles] == [
+        [size + 5 + place] for place in range(4)
+    ]
+    assert len(tokenizer) == len(second)
+    template = get_template("chatglm3", tokenizer)
+    chat = [{"role": message.role, "content": message.content} for message in MULTI]
+    assert encode_prompt(template, tokenizer, messages=MULTI) == second.encode_chat(chat)
+
+
+def test_a_chat_template_beside_it_is_not_taken_for_text(tmp_path: Path, second: ChatGLM2Tokenizer) -> None:
+    released(tmp_path, second, chat_template="[gMASK]sop<|user|>\n {{ messages[0]['content'] }}<|assistant|>")
+    with pytest.raises(TemplateError, match="no chat template"):
+        get_template(None, load_tokenizer(str(tmp_path)))
+
+
+@pytest.mark.parametrize("shift", [0, 20000])
+def test_a_tokenizer_that_does_not_count_image_tokens_asks_the_model_beside_it(
+    tmp_path: Path, first: ChatGLMTokenizer, shift: int
+) -> None:
+    released(tmp_path, first)
+    config = {"model_type": "chatglm", "bos_token_id": first.bos_token_id + shift, "position_encoding_2d": True}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer("你好")["input_ids"] == [index + shift for index in first("你好")["input_ids"]]
+    tokenizer.save_pretrained(tmp_path / "run")
+    assert load_tokenizer(str(tmp_path / "run"))("你好")["input_ids"] == tokenizer("你好")["input_ids"]
+
+
+def test_without_sentencepiece_its_installation_is_named(
+    tmp_path: Path, second: ChatGLM2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chatglm_tokenizer, "is_sentencepiece_available", lambda: False)
+    with pytest.raises(ModelError, match=r"is read by SentencePiece: pip install 'duiqi\[legacy\]'"):
+        load_tokenizer(str(released(tmp_path, second)))
 
 
 # -- templates ---------------------------------------------------------------------------------------------------------

@@ -8,12 +8,14 @@ in both vocabularies), because their names differ: <reserved_102> and <reserved_
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from transformers import AddedToken
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 from transformers.utils import is_sentencepiece_available
-from transformers.utils.hub import cached_file
+
+from duiqi.models.ports.files import optional_file
 
 CHAT_TEMPLATE = (
     "{{%- for message in messages %}}"
@@ -26,6 +28,9 @@ CHAT_TEMPLATE = (
 )
 """The system's text, then every turn behind its token; earlier answers have no end, the last one has."""
 
+
+TURN_TOKENS = ("<reserved_102>", "<reserved_103>", "<reserved_106>", "<reserved_107>")
+"""What begins turns in the one vocabulary or the other."""
 
 _PATTERNS = {(False, False): "none", (True, False): "bos", (False, True): "eos", (True, True): "bos_eos"}
 """What transformers calls adding the first, the last, or both tokens."""
@@ -70,13 +75,21 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # transfor
         )
         self.init_kwargs["special_tokens_pattern"] = pattern
 
+    def find_whole(self, names: Iterable[str]) -> None:
+        """Let these pieces be found whole in text."""
+        self.add_tokens([AddedToken(name, normalized=False, special=True) for name in names], special_tokens=True)
+
     def mark_turns(self, user: int, assistant: int) -> None:
         """Let these two tokens be found whole in text, and chat templates be theirs."""
         names = self.convert_ids_to_tokens([user, assistant])
-        self.add_tokens([AddedToken(name, normalized=False, special=True) for name in names], special_tokens=True)
+        self.find_whole(names)
         if not self.chat_template:
             quoted = [json.dumps(name, ensure_ascii=False) for name in names]
             self.chat_template = CHAT_TEMPLATE.format(user=quoted[0], assistant=quoted[1])
+
+    def _convert_id_to_token(self, index: int) -> str:
+        """The piece; nothing for an id of the model's that the vocabulary does not have."""
+        return str(self.sp_model.id_to_piece(index)) if 0 <= index < self.vocab_size else ""
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Text of pieces, bytes put together to characters; special tokens stand as they are written."""
@@ -94,6 +107,8 @@ class BaichuanTokenizer(SentencePieceBackend):  # type: ignore[misc]  # transfor
 def load(path: str) -> BaichuanTokenizer:
     """The tokenizer in a directory or on the hub; that of a chat model knows which tokens begin turns.
 
+    With a base model, which may be trained to chat, all tokens that could begin turns are found whole.
+
     Raises:
         ImportError: SentencePiece is not installed.
     """
@@ -103,17 +118,15 @@ def load(path: str) -> BaichuanTokenizer:
     assert isinstance(tokenizer, BaichuanTokenizer)
     if (turns := _turn_tokens(path)) is not None:
         tokenizer.mark_turns(*turns)
+    else:
+        pieces = tokenizer.sp_model
+        tokenizer.find_whole(name for name in TURN_TOKENS if pieces.piece_to_id(name) != pieces.unk_id())
     return tokenizer
 
 
 def _turn_tokens(path: str) -> tuple[int, int] | None:
     """Ids of the tokens that begin a turn of the user and an answer; None: not a chat model's directory."""
-    file = cached_file(
-        path,
-        "generation_config.json",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    file = optional_file(path, "generation_config.json")
     if file is None:
         return None
     with open(file, encoding="utf-8") as opened:

@@ -15,6 +15,7 @@ from transformers.modeling_layers import GenericForSequenceClassification, Gradi
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from duiqi.models.ports.chatglm_prefix import PrefixEncoder, Seen, behind, look_back
+from duiqi.models.ports.chatglm_quantized import FromQuantized
 
 RESIDUAL_SCALE = (2 * 28) ** 0.5
 """DeepNorm's alpha for 28 layers. The original computes with 28 whatever `num_layers` is."""
@@ -41,14 +42,23 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is 
     """`<sop>`, which begins the answer."""
     eos_token_id: int | list[int] | None = 130005
     pad_token_id: int | None = 3
-    mask_token_id: int = 130000
-    gmask_token_id: int = 130001
+    mask_token_id: int | None = None
+    """This and the next: None is where all releases have them, four and three ids before `<sop>`."""
+    gmask_token_id: int | None = None
     tie_word_embeddings: bool = True
     quantization_bit: int = 0
     """What the stored weights are quantised to; see `chatglm_quantized`. The network itself computes in floats."""
     pre_seq_len: int | None = None
     """Slots of a learned prefix (P-Tuning v2)."""
     prefix_projection: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("auto_map", None)  # code that is not run here
+        super().__post_init__(**kwargs)
+        if self.bos_token_id is not None and self.mask_token_id is None:
+            self.mask_token_id = self.bos_token_id - 4
+        if self.bos_token_id is not None and self.gmask_token_id is None:
+            self.gmask_token_id = self.bos_token_id - 3
 
 
 class RotatedPositions:
@@ -141,7 +151,7 @@ class GLMBlock(GradientCheckpointingLayer):  # type: ignore[misc]
         return out
 
 
-class ChatGLMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+class ChatGLMPreTrainedModel(FromQuantized, PreTrainedModel):  # type: ignore[misc]
     """What transformers has to know of this architecture."""
 
     config_class = ChatGLMConfig
@@ -259,7 +269,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
 
 def _real_of(dense: Tensor) -> Tensor | None:
-    """What the last token of every row is shown, out of a mask as the original has it."""
+    """What the last token of every row is shown, out of a mask as the original has it.
+
+    Raises:
+        ValueError: It is no such mask.
+    """
+    if not dense.shape[-1]:
+        raise ValueError("a prompt sees itself in both directions")  # an empty mask carries a packed row
     if dense.dtype != torch.bool:
         raise ValueError(f"a 4-D attention_mask must be boolean, True = not seen; this one is {dense.dtype}")
     return None if dense.shape[-1] == 1 else ~dense[:, 0, -1, :]

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from duiqi.models.ports.chatglm_prefix import PrefixEncoder, Seen, behind, look_back
+from duiqi.models.ports.chatglm_quantized import FromQuantized
 
 PREFIX_DROPOUT = 0.1
 ROTARY_BASE = 10000.0
@@ -84,6 +85,7 @@ class ChatGLM2Config(PreTrainedConfig):  # type: ignore[misc]  # transformers is
     prefix_projection: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("auto_map", None)  # code that is not run here
         super().__post_init__(**kwargs)
         # Under these names PEFT (prefix tuning) and transformers (static caches) look for the shape of keys.
         self.num_key_value_heads, self.head_dim = self.multi_query_group_num, self.kv_channels
@@ -223,7 +225,7 @@ class GLMTransformer(nn.Module):
         self.final_layernorm = RMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
 
 
-class ChatGLM2PreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+class ChatGLM2PreTrainedModel(FromQuantized, PreTrainedModel):  # type: ignore[misc]
     """What transformers has to know of this architecture."""
 
     config_class = ChatGLM2Config
@@ -299,7 +301,8 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         prefixes = self._prefixes(hidden, past_key_values)
         visible = self._visible(seen, ids.shape[1], flat) if dense is None else dense
         if prefixes[0] is not None and visible is not None:
-            visible = nn.functional.pad(visible, (prefixes[0][0].shape[2], 0), value=True)
+            open_ = True if visible.dtype == torch.bool else 0.0  # numbers are added to the scores
+            visible = nn.functional.pad(visible, (prefixes[0][0].shape[2], 0), value=open_)
         if position_ids is None or seen.num_slots:
             position_ids = seen.counts[:, -ids.shape[1] :]
         rotated = RotatedHalf(position_ids, self.config)
@@ -316,11 +319,10 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
 
     def _visible(self, seen: Seen, num_queries: int, mask: Tensor | None) -> Tensor | None:
         """The mask; None where attention is plainly causal, which is computed faster."""
-        num_tokens = seen.ids.shape[1]
-        is_plain = mask is None and not seen.num_slots and not self.config.pre_seq_len
-        if is_plain and num_queries in (1, num_tokens):
+        has_prefix = seen.num_slots or self.config.pre_seq_len
+        if mask is None and not has_prefix and num_queries == seen.ids.shape[1]:
             return None
-        return seen.visible(num_queries)
+        return seen.visible(num_queries)  # tokens in the cache may be padding, whether or not a mask says so again
 
     def _prefixes(self, hidden: Tensor, cache: Cache | None) -> list[tuple[Tensor, Tensor] | None]:
         """Each layer's prefix, where the model has one and the cache not yet."""

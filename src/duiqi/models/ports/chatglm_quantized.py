@@ -10,13 +10,39 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.modeling_utils import load_state_dict
+from transformers.utils import cached_file
 
 from duiqi.errors import ModelError
+from duiqi.models.ports.files import optional_file
 
 SCALE_SUFFIX = "_scale"
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+class FromQuantized:
+    """Lets `from_pretrained` of the networks that inherit it read quantised checkpoints as any other.
+
+    Such a checkpoint says so in config.json (`quantization_bit`). Its matrices become floats, so that the network is a
+    plain one from then on, also when it is saved.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `from_pretrained`, with its arguments.
+
+        Raises:
+            ModelError: No weights are there, or they are quantised in a way not known here.
+        """
+        path = pretrained_model_name_or_path
+        plain = super().from_pretrained  # type: ignore[misc]  # of PreTrainedModel
+        if path is None or not (bits := _quantization_bits(path)):
+            return plain(path, *args, **kwargs)
+        wanted = kwargs.get("dtype")
+        dtype = wanted if isinstance(wanted, torch.dtype) else torch.float32
+        settings = {"config": str(path), **kwargs, "quantization_bit": 0}
+        return plain(None, *args, state_dict=read_dequantized(str(path), bits=bits, dtype=dtype), **settings)
 
 
 def dequantize(
@@ -55,39 +81,33 @@ def dequantized(state: Mapping[str, Tensor], *, bits: int, dtype: torch.dtype) -
     return restored
 
 
-def load_dequantized(
-    directory: str | Path, model_class: type[PreTrainedModel], *, dtype: torch.dtype
-) -> tuple[PreTrainedModel, Mapping[str, Any]]:
-    """The model of a quantised checkpoint in floats, and transformers' report of what was missing.
-
-    It is saved as a plain one: `quantization_bit` is 0 from here on.
+def read_dequantized(path: str, *, bits: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a quantised checkpoint, in a directory or on the hub, as floats.
 
     Raises:
         ModelError: No weights are there, or they are quantised in a way not known here.
     """
-    path = Path(directory)
-    config = model_class.config_class.from_pretrained(path)
-    bits, config.quantization_bit = config.quantization_bit, 0
     if bits not in (4, 8):
-        raise ModelError(f"quantization_bit is {bits}; only 4 and 8 are known", where=str(path / "config.json"))
+        raise ModelError(f"quantization_bit is {bits}; only 4 and 8 are known", where=f"{path}, config.json")
     state: dict[str, Tensor] = {}
     for file in _weight_files(path):
         state.update(load_state_dict(file))
     try:
-        restored = dequantized(state, bits=bits, dtype=dtype)
+        return dequantized(state, bits=bits, dtype=dtype)
     except ValueError as error:
-        raise ModelError(str(error), where=str(path), remedy="use the checkpoint that is not quantised") from error
-    return model_class.from_pretrained(  # type: ignore[no-any-return]
-        None, config=config, state_dict=restored, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+        raise ModelError(str(error), where=path, remedy="use the checkpoint that is not quantised") from error
 
 
-def _weight_files(path: Path) -> list[Path]:
+def _quantization_bits(path: Any) -> int:
+    config, _ = PreTrainedConfig.get_config_dict(path)
+    return int(config.get("quantization_bit") or 0)
+
+
+def _weight_files(path: str) -> list[str]:
     for name in SINGLE_FILES:
-        index = path / f"{name}.index.json"
-        if index.is_file():
-            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            return [path / shard for shard in sorted(set(shards))]
-        if (path / name).is_file():
-            return [path / name]
-    raise ModelError("no weights are here", where=str(path), remedy=f"put {' or '.join(SINGLE_FILES)} there")
+        if (index := optional_file(path, f"{name}.index.json")) is not None:
+            shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+            return [str(cached_file(path, shard)) for shard in sorted(set(shards))]
+        if (single := optional_file(path, name)) is not None:
+            return [single]
+    raise ModelError("no weights are here", where=path, remedy=f"put {' or '.join(SINGLE_FILES)} there")

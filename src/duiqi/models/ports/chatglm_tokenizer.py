@@ -10,8 +10,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import PreTrainedTokenizer
-from transformers.utils import cached_file
+from transformers import AddedToken, PreTrainedTokenizer
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import is_sentencepiece_available
+
+from duiqi.models.ports.files import optional_file
 
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 """ChatGLM3's; ChatGLM2 has embeddings at their ids too, and never learned them."""
@@ -29,6 +32,7 @@ class _SentencePieceTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # tra
     padding_side = "left"
 
     def __init__(self, vocab_file: str, **kwargs: Any) -> None:
+        kwargs.pop("auto_map", None)  # code that is not run here
         self.vocab_file = vocab_file
         self.pieces = _read_pieces(vocab_file)  # before transformers' own preparations, which ask for the vocabulary
         super().__init__(vocab_file=vocab_file, **kwargs)
@@ -75,10 +79,8 @@ class _SentencePieceTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # tra
 
 
 def _read_pieces(vocab_file: str) -> Any:
-    try:
-        from sentencepiece import SentencePieceProcessor
-    except ImportError as error:
-        raise ImportError(f"{vocab_file} needs sentencepiece: pip install sentencepiece") from error
+    from sentencepiece import SentencePieceProcessor
+
     return SentencePieceProcessor(model_file=str(vocab_file))
 
 
@@ -177,10 +179,18 @@ class ChatGLM2Tokenizer(_SentencePieceTokenizer):
         eos_token: str = "</s>",
         unk_token: str = "<unk>",
         pad_token: str = "<unk>",
+        extra_special_tokens: Sequence[str | AddedToken] = (),
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("extra_special_tokens", list(self.numbered))
-        super().__init__(vocab_file, eos_token=eos_token, unk_token=unk_token, pad_token=pad_token, **kwargs)
+        others = [token for token in extra_special_tokens if str(token) not in self.numbered]
+        super().__init__(
+            vocab_file,
+            eos_token=eos_token,
+            unk_token=unk_token,
+            pad_token=pad_token,
+            extra_special_tokens=[*self.numbered, *others],
+            **kwargs,
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -253,11 +263,33 @@ class ChatGLM2Tokenizer(_SentencePieceTokenizer):
 
 
 def load(path: str) -> ChatGLMTokenizer | ChatGLM2Tokenizer:
-    """The tokenizer in a directory or on the hub; all three releases call it ChatGLMTokenizer."""
-    first = cached_file(
-        path, ChatGLMTokenizer.vocab_files_names["vocab_file"], _raise_exceptions_for_missing_entries=False
-    )
-    kind = ChatGLM2Tokenizer if first is None else ChatGLMTokenizer
-    tokenizer = kind.from_pretrained(path)
-    assert isinstance(tokenizer, kind)
+    """The tokenizer in a directory or on the hub; all three releases call it ChatGLMTokenizer.
+
+    A chat template that lies beside it is left out. Its text would be read as text, special tokens and all: the
+    templates chatglm2 and chatglm3 write them apart from what users write.
+
+    Raises:
+        ImportError: SentencePiece is not installed.
+    """
+    if not is_sentencepiece_available():
+        raise ImportError("this tokenizer is read by SentencePiece: pip install 'duiqi[legacy]'")
+    first = optional_file(path, ChatGLMTokenizer.vocab_files_names["vocab_file"])
+    if first is None:
+        tokenizer = ChatGLM2Tokenizer.from_pretrained(path)
+    else:
+        tokenizer = ChatGLMTokenizer.from_pretrained(path, **_image_tokens(path, first))
+    assert isinstance(tokenizer, ChatGLMTokenizer | ChatGLM2Tokenizer)
+    tokenizer.chat_template = None
     return tokenizer
+
+
+def _image_tokens(path: str, vocab_file: str) -> dict[str, int]:
+    """How many ids stand before those of ChatGLM-6B's pieces, where only the model's config.json tells.
+
+    Tokenizers from before 6 April 2023 say nothing; the model beside them has `<sop>` 20000 ids later.
+    """
+    config_file = optional_file(path, "config.json")
+    if "num_image_tokens" in get_tokenizer_config(path) or config_file is None:
+        return {}
+    sop = json.loads(Path(config_file).read_text(encoding="utf-8")).get("bos_token_id")
+    return {} if sop is None else {"num_image_tokens": sop - _read_pieces(vocab_file).piece_to_id("<sop>")}

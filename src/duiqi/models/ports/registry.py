@@ -25,8 +25,8 @@ class Port:
     module: str
     config: str
     causal_lm: str
-    classifier: str | None = None
-    """A class with a head `score`; None: it has no such class."""
+    classifier: str
+    """A class with a head `score`."""
 
     @property
     def config_class(self) -> Any:
@@ -38,9 +38,6 @@ class Port:
 
     @property
     def classifier_class(self) -> Any:
-        """The sequence classifier, or transformers' own search for one."""
-        if self.classifier is None:
-            return AutoModelForSequenceClassification
         return _named(f"{self.module}:{self.classifier}")
 
 
@@ -71,8 +68,12 @@ _CHATGLM_KEYS = {"position_encoding_2d", "inner_hidden_size", "max_sequence_leng
 
 _BAICHUAN = Port("baichuan", "BaichuanConfig", "BaichuanForCausalLM", "BaichuanForSequenceClassification")
 PORTS = {
-    "ChatGLM-6B": Port("chatglm", "ChatGLMConfig", "ChatGLMForConditionalGeneration"),
-    "ChatGLM2-6B": Port("chatglm2", "ChatGLM2Config", "ChatGLM2ForConditionalGeneration"),
+    "ChatGLM-6B": Port(
+        "chatglm", "ChatGLMConfig", "ChatGLMForConditionalGeneration", "ChatGLMForSequenceClassification"
+    ),
+    "ChatGLM2-6B": Port(
+        "chatglm2", "ChatGLM2Config", "ChatGLM2ForConditionalGeneration", "ChatGLM2ForSequenceClassification"
+    ),
     "Baichuan-7B": _BAICHUAN,
     "Baichuan-13B": _BAICHUAN,
     "Baichuan2-7B": _BAICHUAN,
@@ -80,8 +81,13 @@ PORTS = {
 }
 """Networks by the model they were released with. ChatGLM3-6B is the network of ChatGLM2-6B."""
 
-TOKENIZERS = {"baichuantokenizer": "baichuan_tokenizer:load"}
-"""Functions that load a tokenizer from its path, by the `tokenizer_class` in tokenizer_config.json in small letters."""
+TOKENIZERS = {
+    "baichuantokenizer": "baichuan_tokenizer:load",
+    "chatglmtokenizer": "chatglm_tokenizer:load",
+    "chatglm2tokenizer": "chatglm_tokenizer:load",
+}
+"""Functions that load a tokenizer from its path, by the `tokenizer_class` in tokenizer_config.json in small letters.
+All releases of ChatGLM say ChatGLMTokenizer; which one it is, the function finds out."""
 
 
 def port_of(config: Mapping[str, Any]) -> Port | None:
@@ -116,6 +122,6 @@ def find_tokenizer(path: str) -> Callable[[str], PreTrainedTokenizerBase] | None
 def new_classifier(config: PreTrainedConfig) -> PreTrainedModel:
     """A sequence classifier of this configuration, of ours or transformers', with random weights."""
     port = port_of(config.to_dict())
-    if port is None or port.classifier is None:
+    if port is None:
         return AutoModelForSequenceClassification.from_config(config)
     return port.classifier_class(config)
