@@ -21,7 +21,8 @@ from transformers import (
 
 import duiqi
 from duiqi.cli.main import main
-from duiqi.data.templates import TEMPLATES, NamedStyle, get_template
+from duiqi.data.named_templates import TEMPLATES, NamedStyle
+from duiqi.data.templates import get_template
 from duiqi.errors import ModelError, RunError
 from duiqi.models.loading import load_tokenizer
 from duiqi.models.reward import load_standalone_reward

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from tests.conftest import Workshop
+from tests.models.ports.tiny_releases import RELEASES
 from torch import Tensor
 from transformers import (
     BloomConfig,
@@ -42,7 +44,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "projected": {"finetuning_type": "p_tuning", "pre_seq_len": 4, "prefix_projection": True},
     "full": {"finetuning_type": "full"},
 }
-KINDS = ("llama", "gpt2", "bloom")
+KINDS = ("llama", "gpt2", "bloom", "ChatGLM-6B")
+OTHERS = ("ChatGLM2-6B", "Baichuan-7B", "Baichuan2-13B")
 
 
 def gpt2(vocab_size: int) -> PreTrainedModel:
@@ -76,6 +79,10 @@ def bases(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> dict[
         for file in Path(workshop.base).glob("chat_template*"):
             shutil.copy(file, directory)
         found[kind] = str(directory)
+    for kind in (*KINDS, *OTHERS):
+        if kind in RELEASES:
+            found[kind] = str(tmp_path_factory.mktemp(kind))
+            RELEASES[kind].write(Path(found[kind]))
     return found
 
 
@@ -120,13 +127,19 @@ def loaded(run: Path) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+def cells() -> list[tuple[str, str]]:
+    """Every method on four networks, and on others those that touch a network most."""
+    return [*product(KINDS, METHODS), *product(OTHERS, ("freeze", "p_tuning"))]
+
+
+@pytest.mark.parametrize(("kind", "method"), cells())
 def test_it_trains_saves_and_loads_equal_in_every_stage(
     workshop: Workshop, bases: dict[str, str], witness: Witness, tmp_path: Path, kind: str, method: str
 ) -> None:
     is_full = method == "full"
     common: dict[str, Any] = {"model_name_or_path": bases[kind], "max_steps": 2, "eval_dataset": None}
+    if kind in RELEASES:
+        common |= {"template": RELEASES[kind].template, "cutoff_len": 640}
     fresh = {**common, **METHODS[method]}
     start = {"adapter_name_or_path": str(tmp_path / "sft")}
     if is_full:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from duiqi.data.templates import TOKENIZER_TEMPLATE, NamedStyle, Template
+from duiqi.data.named_templates import NamedStyle
+from duiqi.data.templates import TOKENIZER_TEMPLATE, Template
 from duiqi.models.card import ModelCard
 from duiqi.types import Message
 
