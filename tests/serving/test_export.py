@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft.tuners.lora import Linear as LoRALinear
 from tests.conftest import Workshop
+from tests.models.ports.tiny_releases import RELEASES
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -91,6 +92,26 @@ def test_a_reward_model_opens_as_a_sequence_classifier(workshop: Workshop, tmp_p
     ours = load_standalone_reward(workshop.rm)(IDS, torch.ones_like(IDS, dtype=torch.bool))
     assert torch.allclose(theirs(input_ids=IDS).logits[:, 0], ours, atol=1e-5)
     assert not (tmp_path / "plain" / "Modelfile").exists()
+
+
+@pytest.mark.parametrize("kind", ["ChatGLM-6B", "ChatGLM3-6B", "Baichuan2-7B"])
+def test_networks_of_2023_open_in_duiqi(workshop: Workshop, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "base").mkdir()
+    RELEASES[kind].write(tmp_path / "base")
+    changes = {"model_name_or_path": str(tmp_path / "base"), "template": RELEASES[kind].template, "cutoff_len": 640}
+    for stage in ("sft", "rm"):
+        settings = workshop.settings(stage, tmp_path / stage, **changes, max_steps=2, eval_dataset=None)
+        duiqi.run(stage, **settings)  # type: ignore[arg-type]
+        made = export(str(tmp_path / stage), str(tmp_path / f"plain {stage}"))
+        assert made.gap < 1e-5
+        assert "it opens with duiqi.load_model" in made.notes[-1]
+    row = load_tokenizer(str(tmp_path / "sft"))("你好", return_tensors="pt")["input_ids"]
+    ours, plain = (duiqi.load_model(str(tmp_path / name)) for name in ("sft", "plain sft"))
+    with torch.no_grad():
+        assert torch.allclose(plain(input_ids=row).logits, ours(input_ids=row).logits, atol=1e-5)
+    seen = torch.ones_like(row, dtype=torch.bool)
+    score, again = (load_standalone_reward(str(tmp_path / name))(row, seen) for name in ("rm", "plain rm"))
+    assert torch.allclose(again, score, atol=1e-5)
 
 
 def test_precision_and_shards_are_chosen(workshop: Workshop, tmp_path: Path) -> None:
