@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `duiqi`; without it, those of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # where installed, it has a line for every command
     is_debugging = "--debug" in words
     try:
         _run([word for word in words if word != "--debug"])

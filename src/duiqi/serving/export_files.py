@@ -113,8 +113,8 @@ base_model: {base}
 
 # {name}
 
-{"A language model" if card.role == "policy" else "A reward model"} of {sizes:,} parameters in {dtype}, the base with
-these adapters merged into it:
+{"A language model" if card.role == "policy" else "A reward model"} of {sizes:,} parameters in {dtype}, merged from a base
+and what was trained on it, one above the other:
 
 {made}
 

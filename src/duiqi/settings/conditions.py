@@ -17,6 +17,8 @@ class Condition:
     """What must be so, as it follows "only with" and "set": `pref_loss=simpo`, `kl_target above 0`."""
     reason: str = ""
     """Why nothing happens otherwise, where the words do not say it."""
+    is_in_help: bool = True
+    """Whether the help of the setting names it; not where it would stand beside every other setting."""
 
     def is_met(self, values: Mapping[str, Any]) -> bool:
         """Whether these values of all settings let it act."""
@@ -41,7 +43,8 @@ def condition_in_words(name: str, names: Collection[str]) -> str:
     'pref_loss=simpo'
     """
     conditions = ONLY_WITH.get(name, ())
-    return " and ".join(c.words for c in conditions if any(other in names for other in c.others))
+    there = (condition for condition in conditions if any(other in names for other in condition.others))
+    return " and ".join(condition.words for condition in there if condition.is_in_help)
 
 
 def listing(names: Iterable[str], *, last: str = "and") -> str:
@@ -75,6 +78,7 @@ _ABOVE_OTHERS = Condition(
     lambda value: value is None or value is True,
     "create_new_adapter=true",
     reason="the adapter that this starts from is trained in the shape it has",
+    is_in_help=False,
 )
 _FOUR_BITS = Condition(("quantization_bit",), lambda value: value == 4, "quantization_bit=4")
 _WHOLE_AND_STILL = (

@@ -267,12 +267,13 @@ def describe_trained(rows: Sequence[TrainedRow]) -> str:
 
     >>> rows = [TrainedRow("mlp.up", "0-2", 1200), TrainedRow("mlp.down", "0-2", 9), TrainedRow("head", "", 8)]
     >>> describe_trained(rows)
-    'in layers 0-2 mlp.up (1,200), mlp.down (9); head (8)'
+    'layers 0-2: mlp.up (1,200), mlp.down (9); head (8)'
     """
     by_layers: dict[str, list[str]] = {}
     for row in rows:
         by_layers.setdefault(row.layers, []).append(f"{row.module} ({row.parameters:,})")
-    groups = ((f"in layers {layers} " if layers else "", ", ".join(names)) for layers, names in by_layers.items())
+    places = {layers: f"layer{'' if layers.isdigit() else 's'} {layers}: " for layers in by_layers if layers}
+    groups = ((places.get(layers, ""), ", ".join(names)) for layers, names in by_layers.items())
     return "; ".join(place + names for place, names in groups)
 
 
