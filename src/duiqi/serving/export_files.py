@@ -105,7 +105,7 @@ def model_card(name: str, parents: Sequence[str], model: PreTrainedModel, card: 
     dtype = str(model.dtype).removeprefix("torch.")
     made = "\n".join(f"{index}. `{path}`" for index, path in enumerate((base, *adapters), start=1))
     template = card.template["name"] if card.template else "none"
-    use = _ANSWERS if card.role == "policy" else _SCORES
+    kind, use = ("A language model", _ANSWERS) if card.role == "policy" else ("A reward model", _SCORES)
     return f"""---
 library_name: transformers
 base_model: {base}
@@ -113,8 +113,8 @@ base_model: {base}
 
 # {name}
 
-{"A language model" if card.role == "policy" else "A reward model"} of {sizes:,} parameters in {dtype}, merged from a base
-and what was trained on it, one above the other:
+{kind} of {sizes:,} parameters in {dtype}, merged from a base and what was trained on it,
+one above the other:
 
 {made}
 
