@@ -166,6 +166,12 @@ class TestRefusals:
             ("ppo", {"whiten_advantages": False, "advantage": "rloo"}, "has no effect with advantage=rloo"),
             ("ppo", {"gamma": 0.9, "advantage": "grpo"}, "set advantage=gae or reinforce++"),
             ("ppo", {"target_kl": 0.2, "ppo_epochs": 1}, "set ppo_epochs above 1"),
+            (
+                "sft",
+                {"run_name": "first"},
+                "run_name: has no effect with report_to=none: there is no tracker to tell\n"
+                "  -> remove it, or set report_to=tensorboard, wandb, swanlab, trackio or mlflow",
+            ),
             ("ppo", {"vllm_python": "python"}, "has no effect with rollout_engine=own\n  -> remove it, or set"),
             ("ppo", {"importance_cap": 3.0}, "set rollout_engine=vllm"),
             ("ppo", {"rollout_engine": "vllm", "generation_batch_size": 8}, "set rollout_engine=own"),
@@ -229,6 +235,21 @@ class TestRefusals:
 
     def test_the_remedy_of_a_misspelt_choice_is_the_nearest_one(self) -> None:
         assert refusal("sft", lr_scheduler_type="cosin").endswith("\n  -> did you mean cosine?")
+
+    @pytest.mark.parametrize(
+        ("value", "remedy"),
+        [
+            ("wandbb", "did you mean wandb or swanlab?"),
+            ("tensorboard, mlfow", "did you mean mlflow?"),
+            ("none,wandb", "Trackers that are told"),
+            ("", "Trackers that are told"),
+        ],
+    )
+    def test_a_list_of_names_with_a_wrong_one(self, value: str, remedy: str) -> None:
+        names = "tensorboard, wandb, swanlab, trackio, mlflow"
+        message = refusal("sft", report_to=value)
+        assert message.startswith(f"report_to: expected none, or names out of {names} with commas between, found")
+        assert f"\n  -> {remedy}" in message
 
     def test_a_number_above_and_at_most(self) -> None:
         assert "expected a number above 0 and at most 1, found '0'" in refusal("ppo", top_p="0")
@@ -354,7 +375,8 @@ class TestDump:
 
     def test_it_has_the_order_of_the_help(self) -> None:
         vllm = {"rollout_engine": "vllm", "vllm_python": "python"}
-        config = resolve("ppo", values={**SCORED, **vllm, "val_size": 1, "kl_target": 6.0, "score_norm": False})
+        others = {"val_size": 1, "kl_target": 6.0, "score_norm": False, "report_to": "wandb"}
+        config = resolve("ppo", values={**SCORED, **vllm, **others})
         known = [setting.name for setting in known_settings("ppo")]
         dumped = list(dump(config))
         assert dumped == [name for name in known if name in dumped]
@@ -442,7 +464,7 @@ class TestKnownSettings:
 
     def test_every_setting_is_read_somewhere(self) -> None:
         known = {setting.name for stage in STAGES for setting in known_settings(stage)}
-        assert len(known) == 115
+        assert len(known) == 118
         sources = [path for path in SOURCE.rglob("*.py") if path.parent.name != "settings"]
         read = {
             node.attr

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
+
+from duiqi.settings.groups import TrackerName
+from duiqi.settings.names import NO_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,12 @@ _WHOLE_AND_STILL = (
 _EVALUATION = Condition(
     ("eval_dataset", "val_size"), bool, "eval_dataset or val_size", reason="there is nothing to evaluate on"
 )
+_A_TRACKER = Condition(
+    ("report_to",),
+    lambda value: value != NO_NAMES,
+    f"report_to={listing(get_args(TrackerName), last='or')}",
+    reason="there is no tracker to tell",
+)
 _OUR_OWN_SERVER = (
     _one_of("rollout_engine", "vllm"),
     Condition(
@@ -119,6 +128,7 @@ ONLY_WITH: dict[str, tuple[Condition, ...]] = {
     "create_new_adapter": (_one_of("finetuning_type", "lora", "freeze", "p_tuning"),),
     "train_from_scratch": (_one_of("finetuning_type", "full"),),
     **dict.fromkeys(("eval_steps", "load_best_model_at_end", "num_eval_samples"), (_EVALUATION,)),
+    **dict.fromkeys(("run_name", "project"), (_A_TRACKER,)),
     "dpo_label_smoothing": (_one_of("pref_loss", "sigmoid"),),
     "simpo_gamma": (_one_of("pref_loss", "simpo"),),
     **dict.fromkeys(("ref_model", "reuse_reference"), (_one_of("pref_loss", "sigmoid", "ipo", "hinge", "kto_pair"),)),

@@ -6,11 +6,13 @@ recipe or a flag finds its group by itself.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge, Gt, Le
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
+
+from duiqi.settings.names import NamesFrom
 
 GROUP = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
@@ -18,6 +20,8 @@ Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
+
+TrackerName = Literal["tensorboard", "wandb", "swanlab", "trackio", "mlflow"]
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
@@ -201,6 +205,14 @@ class RunSettings:
     """Make the best checkpoint the result, instead of the last."""
     plot_loss: bool = False
     """Write plots/*.png at the end (needs matplotlib)."""
+    report_to: Annotated[str, NamesFrom(get_args(TrackerName))] = "none"
+    """Trackers that are told what metrics.jsonl says, with commas between; each needs its package
+    (docs/trackers.md)."""
+    run_name: str | None = None
+    """The run's name in the trackers. Default: the name of output_dir's folder."""
+    project: str | None = None
+    """Its project in the trackers, in MLflow its experiment. Default: the tracker's own environment variable, else
+    duiqi."""
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
