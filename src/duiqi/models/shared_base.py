@@ -34,7 +34,7 @@ from duiqi.models.adapters import (
 )
 from duiqi.models.fingerprint import fingerprint, weights_digest
 from duiqi.models.heads import ScalarHead
-from duiqi.models.layout import find_layout, trunk_of, unslimmed
+from duiqi.models.layout import Layout, find_layout, trunk_of, unslimmed
 from duiqi.models.lean import gather_adapters, llama_shaped_layers, restore, tells_apart
 from duiqi.models.lean_decoding import LeanDecoder
 from duiqi.models.output_head import check_head_splits, output_head_of
@@ -78,18 +78,21 @@ class SharedBase:
     Args:
         model: A causal language model; frozen here.
         name: The path or hub name it was loaded from, recorded with every adapter.
+        layout: How batches are computed, where that cannot be tried: on a network of shapes without weights, which a
+            plan is made on. It has no fingerprint.
     """
 
-    def __init__(self, model: PreTrainedModel, *, name: str) -> None:
+    def __init__(self, model: PreTrainedModel, *, name: str, layout: Layout | None = None) -> None:
         self.model = model
         self.name = name
-        self.fingerprint = fingerprint(model)
+        self.fingerprint = "" if layout else fingerprint(model)
         self._device: torch.device = next(model.parameters()).device
         self.heads: dict[str, ScalarHead] = {}
         model.requires_grad_(False)
         model.eval()
-        check_head_splits(model)
-        self.layout = find_layout(model)
+        if layout is None:
+            check_head_splits(model)
+        self.layout = layout or find_layout(model)
         """How batches are computed on this architecture."""
         self._seats: dict[str, Seat] = {}
         self._learning_copies: dict[str, PreTrainedModel] = {}
@@ -103,6 +106,15 @@ class SharedBase:
         return self._device
 
     @property
+    def networks(self) -> list[PreTrainedModel]:
+        """The base, and the copies that roles have of it."""
+        return list({id(network): network for network in (self.model, *(s.network for s in self._seats.values()))}.values())
+
+    def moved(self, device: torch.device) -> None:
+        """Say that somebody has put all weights on this device."""
+        self._device = device
+
+    @property
     def hidden_size(self) -> int:
         return int(self.model.get_output_embeddings().weight.shape[1])
 
@@ -110,6 +122,11 @@ class SharedBase:
         """What `role` is made of; asserts that it was seated."""
         assert role in self._seats, f"role {role} has no seat"
         return self._seats[role]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Everybody seated, in order."""
+        return tuple(self._seats)
 
     def has(self, role: str) -> bool:
         return role in self._seats
@@ -370,7 +387,7 @@ class SharedBase:
             row = self._filled(batch)
             return Reading(self._read_row(row, self._mask(row)), batch.before, batch.last)
         input_ids, mask = batch.padded()
-        hidden, _ = self.trunk(input_ids, attention_mask=None if bool(mask.all()) else mask.long())
+        hidden, _ = self.trunk(input_ids, attention_mask=None if batch.is_even else mask.long())
         width = input_ids.shape[1]
         last = torch.arange(len(batch), device=self.device) * width + mask.sum(dim=1) - 1
         before = batch.rows * width + batch.positions[batch.before]

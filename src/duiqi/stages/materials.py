@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from duiqi.data.encoded import EncodedData, EncodingReport, encode_rankings
 from duiqi.data.encoding import EncodedRanking, TokenBudget, describe_first, token_budget
-from duiqi.data.loading import Need, load_examples, split_validation
+from duiqi.data.loading import LoadReport, Need, load_examples, split_validation
 from duiqi.data.order import BatchPlan
 from duiqi.data.registry import parse_dataset_spec
 from duiqi.data.templates import Template, from_dict, get_template
@@ -94,17 +94,10 @@ def make_base(
         SettingsError: Full fine-tuning was asked for in half precision, which rounds small updates away.
     """
     device = choose_device(settings.device)
-    full = tuning.finetuning_type == "full"
-    if full and settings.dtype in ("bfloat16", "float16"):
-        raise SettingsError(
-            f"full fine-tuning in {settings.dtype} loses every update smaller than the rounding of a weight",
-            where="dtype",
-            remedy="leave dtype out (full fine-tuning then uses float32), or set finetuning_type: lora",
-        )
     model = load_causal_lm(
         start.base,
         device=device,
-        dtype=torch.float32 if full else choose_dtype(settings.dtype, device, trains=True),
+        dtype=base_dtype(settings, tuning, device),
         attn_implementation=settings.attn_implementation,
         trust_remote_code=settings.trust_remote_code,
         from_scratch=from_scratch,
@@ -115,15 +108,33 @@ def make_base(
     return base
 
 
+def base_dtype(settings: ModelSettings, tuning: TuningSettings, device: torch.device) -> torch.dtype:
+    """The precision of the base's weights.
+
+    Raises:
+        SettingsError: Full fine-tuning was asked for in half precision, which rounds small updates away.
+    """
+    if tuning.finetuning_type != "full":
+        return choose_dtype(settings.dtype, device, trains=True)
+    if settings.dtype in ("bfloat16", "float16"):
+        raise SettingsError(
+            f"full fine-tuning in {settings.dtype} loses every update smaller than the rounding of a weight",
+            where="dtype",
+            remedy="leave dtype out (full fine-tuning then uses float32), or set finetuning_type: lora",
+        )
+    return torch.float32
+
+
 def check_belongs(card: ModelCard, base: SharedBase, where: str) -> None:
     """Refuse an adapter that was trained on other base weights.
 
     A base in float16 is believed: its rounding is not a step on the way to bfloat16, in which fingerprints are taken.
+    So is one without weights, of a plan.
 
     Raises:
         ModelError: The fingerprints differ.
     """
-    if card.base_fingerprint != base.fingerprint and base.model.dtype != torch.float16:
+    if base.fingerprint and card.base_fingerprint != base.fingerprint and base.model.dtype != torch.float16:
         raise ModelError(
             f"the adapter was trained on {card.base}, whose weights are not those of {base.name}",
             where=where,
@@ -275,6 +286,20 @@ def load_rows(settings: DataSettings, need: Need, journal: Run, *, seed: int) ->
     Raises:
         DataError: A dataset is missing, malformed or of another kind than needed.
     """
+    rows, reports = read_rows(settings, need, seed=seed)
+    rejects = [asdict(row) for report in reports for row in report.rejects]
+    if rejects:
+        journal.write_rejects(rejects)
+    journal.describe(data=[asdict(file) for report in reports for file in report.files])
+    return rows
+
+
+def read_rows(settings: DataSettings, need: Need, *, seed: int) -> tuple[Examples, list[LoadReport]]:
+    """The same without a journal, and what was read of each of the two settings.
+
+    Raises:
+        DataError: As `load_rows`.
+    """
     loaded = load_examples(
         parse_dataset_spec(settings.dataset),
         dataset_dir=settings.dataset_dir,
@@ -298,14 +323,10 @@ def load_rows(settings: DataSettings, need: Need, journal: Run, *, seed: int) ->
         train, held_out = loaded.examples, held.examples
     else:
         train, held_out = split_validation(loaded.examples, settings.val_size, seed=seed)
-    rejects = [asdict(row) for report in reports for row in report.rejects]
-    if rejects:
-        journal.write_rejects(rejects)
-    journal.describe(data=[asdict(file) for report in reports for file in report.files])
     notes = [line for report in reports for line in report.lines()]
     if settings.val_size:
         notes.append(f"{len(held_out)} of them held out for evaluation")
-    return Examples(train, held_out, tuple(notes))
+    return Examples(train, held_out, tuple(notes)), reports
 
 
 @dataclass(frozen=True)

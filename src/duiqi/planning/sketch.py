@@ -1,0 +1,178 @@
+"""The networks of a run without their weights: built from config.json, everybody seated, ready to be rehearsed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from duiqi.models.adapters import mount, read_adapter
+from duiqi.models.layout import likely_layout
+from duiqi.models.loading import choose_device, choose_dtype, locate, quietly, refusing
+from duiqi.models.ports.registry import find_port
+from duiqi.models.shared_base import SharedBase
+from duiqi.rollouts.scoring import numbered, parse_reward_specs
+from duiqi.settings.groups import ModelSettings
+from duiqi.settings.stages import DPOConfig, PPOConfig, RewardModelConfig, StageConfig
+from duiqi.stages.dpo import REFERENCED
+from duiqi.stages.materials import Start, base_dtype, find_start, seat_policy, seat_reference
+from duiqi.stages.ppo_cast import check_settings, seat_critic
+
+_REMEDY = "give a directory with config.json, or the name of a model on the hub"
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Everybody who takes part in a run, as shapes."""
+
+    base: SharedBase
+    start: Start
+    device: torch.device
+    """Where the run will compute."""
+    mode: FakeTensorMode
+    standalone: tuple[tuple[str, PreTrainedModel], ...] = ()
+    """Reward models that are networks of their own, with their names."""
+
+    @property
+    def networks(self) -> list[PreTrainedModel]:
+        return [*self.base.networks, *(network for _, network in self.standalone)]
+
+    def tensors(self) -> list[Tensor]:
+        """Every weight and buffer, shared ones once."""
+        modules = [*self.networks, *self.base.heads.values()]
+        found = (t for module in modules for t in (*module.parameters(), *module.buffers()))
+        return list({id(tensor): tensor for tensor in found}.values())
+
+
+def sketch(config: StageConfig) -> Sketch:
+    """Seat the roles of a run on networks without weights, as the stage seats them on the real ones.
+
+    Raises:
+        UserError: A model, an adapter or a setting does not fit the others, as far as shapes show it.
+    """
+    role = "reward" if isinstance(config, RewardModelConfig) else "policy"
+    device = choose_device(config.model.device)
+    start = find_start(config.model, role=role)
+    if isinstance(config, PPOConfig):
+        check_settings(config)
+    with _silently():
+        model = causal_lm(start.base, config.model, base_dtype(config.model, config.tuning, device))
+        base = SharedBase(model, name=start.base, layout=likely_layout(model))
+        seat_policy(base, start, config.tuning, role=role)
+        standalone: list[tuple[str, PreTrainedModel]] = []
+        match config:
+            case RewardModelConfig():
+                base.add_head("reward")
+            case DPOConfig() if config.preference.pref_loss in REFERENCED:
+                seat_reference(base, config.reference.ref_model)
+            case PPOConfig():
+                seat_reference(base, config.reference.ref_model)
+                standalone = _seat_rewards(base, config, start, device)
+                seat_critic(base, config)
+    if isinstance(config, PPOConfig | DPOConfig):
+        base.disable_dropout()
+    if not isinstance(config, PPOConfig):
+        base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
+    elif config.optimizer.gradient_checkpointing:
+        base.enable_checkpointing()
+    found = Sketch(base, start, device, FakeTensorMode(allow_non_fake_inputs=True), tuple(standalone))
+    _place([*found.networks, *base.heads.values()], found.mode, device)
+    base.moved(device)
+    return found
+
+
+def causal_lm(path: str, settings: ModelSettings, dtype: torch.dtype) -> PreTrainedModel:
+    """The network that `load_causal_lm` would load, on torch's meta device.
+
+    Raises:
+        ModelError: There is no config.json that transformers or a port of ours can read.
+    """
+    attention = None if settings.attn_implementation == "auto" else settings.attn_implementation
+    trust = settings.trust_remote_code
+    with refusing("cannot be planned", where=path, remedy=_REMEDY), torch.device("meta"):
+        port = find_port(path)
+        model: PreTrainedModel
+        if port is not None:
+            model = port.causal_lm_class(port.config_class.from_pretrained(path, attn_implementation=attention)).to(dtype)
+        else:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust
+            )
+    return model.requires_grad_(False).eval()
+
+
+def _seat_rewards(
+    base: SharedBase, config: PPOConfig, start: Start, device: torch.device
+) -> list[tuple[str, PreTrainedModel]]:
+    """Seat reward adapters of the same base; give the reward models that are networks of their own."""
+    apart = []
+    for spec in parse_reward_specs(config.score.reward_model):
+        if spec.function is not None:
+            continue
+        located = locate(spec.source)
+        if located.adapter is not None and located.card is not None and _is_same(located.base, start.base):
+            role = next(free for free in numbered("reward") if not base.has(free))
+            beside = None if config.tuning.finetuning_type == "lora" else "reference"
+            saved = read_adapter(located.adapter)
+            base.seat_saved_adapter(role, saved, trainable=False, beside=beside)
+            base.add_head(role, saved.score, trainable=False)
+        else:
+            dtype = choose_dtype(config.model.dtype, device)
+            apart.append((Path(spec.source).name, _classifier(spec.source, config.model, dtype)))
+    return apart
+
+
+def _classifier(path: str, settings: ModelSettings, dtype: torch.dtype) -> PreTrainedModel:
+    """The network that `load_reward_model` would load, on torch's meta device."""
+    where = locate(path)
+    with refusing("cannot be planned as a reward model", where=path, remedy=_REMEDY), torch.device("meta"):
+        port = find_port(where.base)
+        network: PreTrainedModel
+        if port is not None and port.classifier is not None:
+            network = port.classifier_class(port.config_class.from_pretrained(where.base, num_labels=1)).to(dtype)
+        else:
+            config = AutoConfig.from_pretrained(
+                where.base, num_labels=1, pad_token_id=0, trust_remote_code=settings.trust_remote_code
+            )
+            network = AutoModelForSequenceClassification.from_config(
+                config, dtype=dtype, trust_remote_code=settings.trust_remote_code
+            )
+    if where.adapter is not None:
+        mount(network, "reward", read_adapter(where.adapter), trainable=False)
+    return network.requires_grad_(False).eval()
+
+
+def _is_same(one: str, other: str) -> bool:
+    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def _place(modules: Iterable[nn.Module], mode: FakeTensorMode, device: torch.device) -> None:
+    """Turn every tensor on the meta device into one that says it is on `device`; what shares memory goes on sharing it."""
+    placed: dict[int, tuple[Tensor, Tensor]] = {}  # the old one beside it: an id counts while its owner lives
+    for module in {module: None for root in modules for module in root.modules()}:
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in placed:
+                    fake: Tensor = FakeTensor(mode, tensor.detach(), device)
+                    if isinstance(tensor, nn.Parameter):
+                        fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                    placed[id(tensor)] = fake, tensor
+                store[name] = placed[id(tensor)][0]
+
+
+@contextmanager
+def _silently() -> Iterator[None]:
+    """Neither transformers' messages nor torch's about weights that are copied nowhere."""
+    with quietly(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*meta parameter.*")
+        yield
