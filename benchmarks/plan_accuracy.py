@@ -131,7 +131,7 @@ def make(folder: Path) -> None:
 def settings_of(name: str, folder: Path) -> dict[str, Any]:
     """duiqi's settings of a configuration, paths complete."""
     _, own = CONFIGURATIONS[name]
-    paths = {key: str(folder / own[key]) for key in ("dataset", "reward_model") if key in own}
+    paths: dict[str, Any] = {key: str(folder / own[key]) for key in ("dataset", "reward_model") if key in own}
     return {
         "model_name_or_path": str(folder / "base"),
         "output_dir": str(folder / "run"),

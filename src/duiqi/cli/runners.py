@@ -20,8 +20,8 @@ from duiqi.cli.options import (
     ReportConfig,
     ScoreConfig,
 )
-from duiqi.journal.terminal import make_view
 from duiqi.errors import SettingsError, did_you_mean
+from duiqi.journal.terminal import make_view
 from duiqi.settings.conditions import listing
 from duiqi.settings.recipe import Given
 from duiqi.settings.resolve import build, resolve
@@ -52,7 +52,7 @@ def plan(command: str, arguments: Arguments) -> None:
     own = tuple(given for given in arguments.given if given.key == "json")
     as_json = build(PlanConfig, own, command=command).plan.json
     overrides = [given for given in arguments.given if given not in own]
-    config = resolve(cast(StageName, stage), recipe=Path(recipe[0]) if recipe else None, overrides=overrides)
+    config = resolve(stage, recipe=Path(recipe[0]) if recipe else None, overrides=overrides)
 
     from duiqi.planning.machine import resident_after_imports
 

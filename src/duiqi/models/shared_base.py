@@ -108,7 +108,9 @@ class SharedBase:
     @property
     def networks(self) -> list[PreTrainedModel]:
         """The base, and the copies that roles have of it."""
-        return list({id(network): network for network in (self.model, *(s.network for s in self._seats.values()))}.values())
+        return list(
+            {id(network): network for network in (self.model, *(s.network for s in self._seats.values()))}.values()
+        )
 
     def moved(self, device: torch.device) -> None:
         """Say that somebody has put all weights on this device."""

@@ -82,7 +82,7 @@ class PackedBatch:
 
     def counts(self) -> Int[Tensor, " B"]:
         """Learned tokens of each sequence."""
-        return self.rows.bincount(minlength=len(self))
+        return self.rows.new_zeros(len(self)).index_add(0, self.rows, torch.ones_like(self.rows))
 
     def filled(self, multiple: int) -> PackedBatch:
         """The same batch with a sequence of filling behind it, so that its tokens are a multiple of a number."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from duiqi.planning.rehearsal import Work
 from duiqi.planning.rows import Rows
 from duiqi.settings.stages import PPOConfig, StageConfig
 
 SHARES = (0.75, 0.25)
-"""Of a matrix product's speed that a whole step reaches, at best and at worst: attention, norms, the optimizer and calls
-count as no FLOPs here but take time, and thin products and short rows run more slowly than the square ones measured."""
+"""Of a matrix product's speed that a whole step reaches, at best and at worst: norms, activations, the optimizer and
+calls count as no FLOPs but take time, and thin products and short rows are slower than the square ones measured."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +21,14 @@ class Duration:
     longest: float
 
 
-def estimate(config: StageConfig, rows: Rows, work: Mapping[str, Work], speed: float) -> Duration:
+def estimate(config: StageConfig, rows: Rows, work: Mapping[str, float], speed: float) -> Duration:
     """How long the rehearsed work takes, done as often as the run does it.
 
     Args:
         work: FLOPs for each token, by moment.
         speed: FLOPs a second of a matrix product.
     """
-    flops = sum(work[name].per_token * tokens for name, tokens in tokens_by_work(config, rows).items() if name in work)
+    flops = sum(work[name] * tokens for name, tokens in tokens_by_work(config, rows).items() if name in work)
     best, worst = SHARES
     return Duration(flops / speed / best, flops / speed / worst)
 

@@ -11,7 +11,7 @@ from duiqi.planning.disk import DiskPlan, disk_plan
 from duiqi.planning.duration import Duration, estimate
 from duiqi.planning.holdings import Part, laid_side_by_side, weights_held
 from duiqi.planning.machine import free_disk, free_memory, multiplication_speed, resident
-from duiqi.planning.rehearsal import Rehearsal
+from duiqi.planning.rehearsal import Rehearsed, rehearse
 from duiqi.planning.rows import Rows, count_rows
 from duiqi.planning.sketch import Sketch, sketch
 from duiqi.planning.tally import Moment
@@ -82,7 +82,7 @@ def make_plan(stage: str, config: StageConfig, *, libraries: int) -> Plan:
     before = resident()
     rows = count_rows(config, found.start)
     data = max(0, resident() - before)
-    memory, rehearsal = memory_plan(config, found, rows, libraries=libraries + data)
+    memory, rehearsed = memory_plan(config, found, rows, libraries=libraries + data)
     role = "reward" if isinstance(config, RewardModelConfig) else "policy"
     speed = multiplication_speed(found.device, found.base.model.dtype)
     return Plan(
@@ -92,8 +92,8 @@ def make_plan(stage: str, config: StageConfig, *, libraries: int) -> Plan:
         layout=str(found.base.layout),
         trained=sum(p.numel() for p in found.base.trainable_parameters().values()),
         rows=rows,
-        update_tokens=rehearsal.update_tokens,
-        duration=estimate(config, rows, rehearsal.work, speed),
+        update_tokens=rehearsed.update_tokens,
+        duration=estimate(config, rows, rehearsed.work, speed),
         disk=disk_plan(
             found.base,
             role,
@@ -119,18 +119,14 @@ def advise(plan: Plan, config: StageConfig) -> Advice | None:
     return first_change(config, plan.rows, dtype=plan.dtype, available=memory.available, peak_of=peak_of)
 
 
-def memory_plan(
-    config: StageConfig, found: Sketch, rows: Rows, *, libraries: int
-) -> tuple[MemoryPlan, Rehearsal]:
+def memory_plan(config: StageConfig, found: Sketch, rows: Rows, *, libraries: int) -> tuple[MemoryPlan, Rehearsed]:
     """The memory of a run, and the rehearsal that it was found in."""
     held = weights_held(found)
     if found.device.type == "cpu":
         held = [Part("libraries", "Python, torch, transformers, and the rows", libraries), *held]
         if copies := laid_side_by_side(found):
             held.append(Part("base", "matrices laid side by side", copies))
-    rehearsal = Rehearsal(config, found, rows)
-    rehearsal.run()
-    moments = tuple(rehearsal.tally.moments)
-    peak = max(moment.peak for moment in moments)
-    gaps = rehearsal.heap.size - peak if rehearsal.heap is not None else 0
-    return MemoryPlan(found.device, tuple(held), moments, gaps, free_memory(found.device)), rehearsal
+    rehearsed = rehearse(config, found, rows)
+    peak = max(moment.peak for moment in rehearsed.moments)
+    gaps = max(0, rehearsed.heap - peak)
+    return MemoryPlan(found.device, tuple(held), rehearsed.moments, gaps, free_memory(found.device)), rehearsed

@@ -5,9 +5,11 @@ The passes are the stages' own, in their order: what is sampled, scored and meas
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from transformers import DynamicCache
 from duiqi.algorithms.loss import Loss
 from duiqi.data.encoding import EncodedRanking
 from duiqi.data.rankings import RankingBatch, collate_rankings
-from duiqi.models.lean_decoding import LeanDecoder
+from duiqi.models.lean_decoding import LeanDecoder, is_worth_copying
 from duiqi.models.measure import measure_answers, measure_scores, measure_values
 from duiqi.models.reward import StandaloneReward
 from duiqi.packing.batch import Family, PackedBatch, pack
@@ -39,48 +41,81 @@ SCORED_AT_ONCE = 32
 Compute = Callable[[], Loss]
 
 
-@dataclass
-class Work:
-    """FLOPs of what was rehearsed of one kind of work, and its size."""
-
-    flops: float = 0.0
-    tokens: int = 0
-
-    @property
-    def per_token(self) -> float:
-        return self.flops / self.tokens if self.tokens else 0.0
+DEPTHS = (2, 5)
+"""Layers of the two shallow networks that are rehearsed for a deep one: every further layer adds their difference."""
 
 
-class Rehearsal:
-    """A run on networks without content; `tally` and `work` know afterwards what it held and what it computed.
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a run held beside its weights, and what it computed."""
+
+    moments: tuple[Moment, ...]
+    heap: int
+    """Bytes of a CPU's heap with all of this in it; 0 elsewhere."""
+    work: dict[str, float]
+    """FLOPs for each token, by moment; in "rollouts" a token is one that is drawn."""
+    update_tokens: int
+    """Tokens of the largest micro-batch that is learned from."""
+
+
+def rehearse(config: StageConfig, sketch: Sketch, rows: Rows) -> Rehearsed:
+    """Rehearse a run; one on many layers by two shallow networks, for layers are alike."""
+    copies = is_worth_copying(sketch.base.model)
+    if sketch.depth is None or sketch.depth <= max(DEPTHS):
+        return _Rehearsal(config, sketch, rows, copies=copies).run()
+    low, high = (_at_depth(config, sketch, rows, copies=copies, depth=depth) for depth in DEPTHS)
+    return _extrapolated(low, high, (sketch.depth - DEPTHS[1]) / (DEPTHS[1] - DEPTHS[0]))
+
+
+def _at_depth(config: StageConfig, sketch: Sketch, rows: Rows, *, copies: bool, depth: int) -> Rehearsed:
+    with sketch.shallow(depth):
+        return _Rehearsal(config, sketch, rows, copies=copies).run()
+
+
+def _extrapolated(low: Rehearsed, high: Rehearsed, times: float) -> Rehearsed:
+    """What follows `high` when it grows on as from `low` to `high`, so many times."""
+
+    def beyond(before: float, after: float) -> float:
+        return after + times * (after - before)
+
+    moments = []
+    for one, other in zip(low.moments, high.moments, strict=True):
+        labels = one.parts.keys() | other.parts.keys()
+        parts = {label: round(beyond(one.parts[label], other.parts[label])) for label in labels}
+        moments.append(Moment(other.name, round(beyond(one.peak, other.peak)), Counter(parts)))
+    work = {name: beyond(low.work[name], high.work[name]) for name in high.work}
+    return Rehearsed(tuple(moments), round(beyond(low.heap, high.heap)), work, high.update_tokens)
+
+
+class _Rehearsal:
+    """A run on networks without content.
 
     Args:
         config: Of the run.
         sketch: Everybody who takes part.
         rows: What is learned from.
+        copies: Whether the sampler copies the layers.
     """
 
-    def __init__(self, config: StageConfig, sketch: Sketch, rows: Rows) -> None:
+    def __init__(self, config: StageConfig, sketch: Sketch, rows: Rows, *, copies: bool) -> None:
         self.config, self.sketch, self.rows = config, sketch, rows
         self.heap = Heap() if sketch.device.type == "cpu" else None
         vocabulary = len(sketch.base.output_head().weight)
         self.tally = Tally(heap=self.heap, known=sketch.tensors(), labels={vocabulary: "logits"})
-        self.work: dict[str, Work] = {}
-        """By moment; in "rollouts" a token is one that was drawn."""
-        self.update_tokens = 0
-        """Tokens of the largest micro-batch that was learned from."""
+        self._copies = copies
+        self._tokens: Counter[str] = Counter()
+        self._update_tokens = 0
         self._optimizer_state: list[Tensor] = []
         self._sampler: LeanDecoder | None = None
         self._learning = list(sketch.base.trainable_parameters().values())
-        for parameter in self._learning:
-            parameter.register_post_accumulate_grad_hook(self._mark_gradient)
+        self._hooks = [p.register_post_accumulate_grad_hook(self._mark_gradient) for p in self._learning]
 
     @property
     def is_packed(self) -> bool:
         """Whether batches are packed rows."""
         return self.sketch.base.layout.is_packed
 
-    def run(self) -> None:
+    def run(self) -> Rehearsed:
         """Rehearse the first step, and the one with the fullest micro-batch."""
         if self.rows.num_held_out and not isinstance(self.config, PPOConfig):
             self._evaluate()
@@ -89,6 +124,15 @@ class Rehearsal:
                 self._round(self.config, families)
             else:
                 self._step(families)
+        for hook in self._hooks:
+            hook.remove()
+        moments = self.tally.moments
+        return Rehearsed(
+            moments=tuple(moments),
+            heap=self.heap.size if self.heap is not None else 0,
+            work={moment.name: moment.flops / max(1, self._tokens[moment.name]) for moment in moments},
+            update_tokens=self._update_tokens,
+        )
 
     def _telling_steps(self) -> list[list[Family]]:
         steps = list(self.rows.steps())
@@ -102,11 +146,8 @@ class Rehearsal:
     def _counting(self, name: str, tokens: int) -> Iterator[Moment]:
         """Within this context nothing is computed and everything is counted, as a moment of this name."""
         with self.sketch.mode, self.tally, self.tally.moment(name) as moment:
-            before = moment.flops
+            self._tokens[name] += tokens
             yield moment
-            work = self.work.setdefault(name, Work())
-            work.flops += moment.flops - before
-            work.tokens += tokens
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
@@ -126,7 +167,7 @@ class Rehearsal:
 
     def _learn(self, families: Sequence[Family]) -> None:
         compute, tokens = self._loss_of(families), computed_tokens(families, packed=self.is_packed)
-        self.update_tokens = max(self.update_tokens, tokens)
+        self._update_tokens = max(self._update_tokens, tokens)
         with self._counting("update", tokens):
             compute().total.backward()
 
@@ -198,8 +239,8 @@ class Rehearsal:
         with self._counting("rollouts", num_answers * sampling.max_new_tokens) as moment, base.acting("policy"):
             if base.layout.is_lean:
                 with self.tally.labelled("sampler's copy of the layers"):
-                    self._sampler = LeanDecoder.of(base.model, base.seat("policy").adapter)
-            cache: DynamicCache = base.new_cache()
+                    self._sampler = LeanDecoder.of(base.model, base.seat("policy").adapter, copy=self._copies)
+            cache = _LabelledCache(self.tally, base.model.config)
             positions = torch.arange(lengths[0], device=base.device).expand(len(lengths), -1)
             mask = None if lengths[0] == lengths[-1] else torch.ones_like(positions)
             hidden, _ = base.trunk(
@@ -216,10 +257,7 @@ class Rehearsal:
                 cache.batch_select_indices(answers)
                 last = last[answers]
             reserve(cache, sampling.max_new_tokens)
-            for layer in cache.layers:
-                for states in (getattr(layer, "keys", None), getattr(layer, "values", None)):
-                    if isinstance(states, Tensor):
-                        self.tally.relabel(states, "keys and values of answers")
+            cache.relabel()
             before = moment.flops
             self._draw(config, last, cache, lengths[0])
             moment.flops += (sampling.max_new_tokens - 1) * (moment.flops - before)
@@ -273,6 +311,25 @@ class Rehearsal:
         return batch, computed_tokens(families, packed=self.is_packed)
 
 
+class _LabelledCache(DynamicCache):  # type: ignore[misc]  # transformers is untyped for us
+    """A key-value cache that says what it is."""
+
+    def __init__(self, tally: Tally, config: object) -> None:
+        super().__init__(config=config)
+        self._tally = tally
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        found = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        self.relabel()
+        return found
+
+    def relabel(self) -> None:
+        for layer in self.layers:
+            for states in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+                if isinstance(states, Tensor):
+                    self._tally.relabel(states, "keys and values of answers")
+
+
 class _Forgetful(ReferenceMemory):
     """Knows no reference's log-probability and keeps none: every one is computed, as in a first epoch."""
 
@@ -289,6 +346,4 @@ def _ranked(families: Sequence[Family]) -> RankingBatch:
         EncodedRanking(list(f.prompt), [list(a) for a in f.answers], False, 0, 0)  # nothing was cut or dropped
         for f in families
     ]
-    return collate_rankings(
-        rankings, margins=[0.0] * len(rankings), sources=[""] * len(rankings), weighting="prompt"
-    )
+    return collate_rankings(rankings, margins=[0.0] * len(rankings), sources=[""] * len(rankings), weighting="prompt")

@@ -1,9 +1,9 @@
-"""The rows of a run as numbers of tokens: all of them where they are few, else a sample; and what a step sees of them."""
+"""The rows of a run as numbers of tokens, all where they are few, else of a sample; and what a step sees of them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -122,32 +122,37 @@ def measurable(families: Sequence[Family], *, packed: bool) -> list[Family]:
     """
     if not packed:
         longest = max(family.longest for family in families)
-        return [_resized(family, lambda _: longest) for family in families]
+        return [_resized(family, len(family.prompt), [longest - len(family.prompt)]) for family in families]
     short = [length for family in families for length in _segments(family) if length <= SHORT]
     common = _up(mean(short)) if short else 0
-    return [_resized(family, lambda length: common if length <= SHORT else length) for family in families]
+    return [_with_segments(family, [common if n <= SHORT else n for n in _segments(family)]) for family in families]
 
 
 def _segments(family: Family) -> list[int]:
-    """Lengths of the pieces that attention sees."""
+    """Lengths of the pieces that attention sees: a prompt that is shared, and what is behind it."""
     if family.prompt and len(family.answers) > 1:
         return [len(family.prompt), *map(len, family.answers)]
     return [len(family.prompt) + len(answer) for answer in family.answers]
 
 
-def _resized(family: Family, new_length: Callable[[int], int]) -> Family:
-    """A family whose segments have other lengths, its learned tokens in proportion."""
-    is_shared = bool(family.prompt) and len(family.answers) > 1
-    prompt = new_length(len(family.prompt)) if is_shared else len(family.prompt)
-    answers = []
-    for answer in family.answers:
-        length = new_length(len(answer)) if is_shared else new_length(len(family.prompt) + len(answer)) - prompt
-        answers.append([0] * max(1, length))
+def _with_segments(family: Family, lengths: list[int]) -> Family:
+    """A family whose pieces have these lengths."""
+    if len(lengths) > len(family.answers):
+        return _resized(family, lengths[0], lengths[1:])
+    if not family.prompt:
+        return _resized(family, 0, lengths)
+    answer = min(len(family.answers[0]), lengths[0] - 1)
+    return _resized(family, lengths[0] - answer, [answer])
+
+
+def _resized(family: Family, prompt: int, answers: list[int]) -> Family:
+    """A family of these lengths (one length: of all answers), its learned tokens in proportion."""
+    lengths = answers if len(answers) == len(family.answers) else answers * len(family.answers)
     learned = None
     if family.learned is not None:
-        counts = [_up(sum(mask) * len(new) / len(mask)) for mask, new in zip(family.learned, answers, strict=True)]
-        learned = [[False] * (len(new) - n) + [True] * n for n, new in zip(counts, answers, strict=True)]
-    return Family([0] * prompt, answers, learned)
+        counts = [_up(sum(mask) * n / len(mask)) for mask, n in zip(family.learned, lengths, strict=True)]
+        learned = [[False] * (n - count) + [True] * count for count, n in zip(counts, lengths, strict=True)]
+    return Family([0] * prompt, [[0] * n for n in lengths], learned)
 
 
 def _up(number: float) -> int:

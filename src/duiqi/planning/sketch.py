@@ -44,6 +44,26 @@ class Sketch:
     def networks(self) -> list[PreTrainedModel]:
         return [*self.base.networks, *(network for _, network in self.standalone)]
 
+    @property
+    def depth(self) -> int | None:
+        """Layers of the base; None where some network's layers cannot be told."""
+        stacks = [_stack_of(network) for network in self.networks]
+        return None if None in stacks else int(self.base.model.config.num_hidden_layers)
+
+    @contextmanager
+    def shallow(self, depth: int) -> Iterator[None]:
+        """Within this context no network has more than so many layers: the rest are left out, with their weights."""
+        before = [(network, _stack_of(network), network.config.num_hidden_layers) for network in self.networks]
+        for network, layers, count in before:
+            assert layers is not None, "layers that cannot be told"
+            _stack(network, layers[:depth], min(depth, count))
+        try:
+            yield
+        finally:
+            for network, layers, count in before:
+                assert layers is not None
+                _stack(network, layers, count)
+
     def tensors(self) -> list[Tensor]:
         """Every weight and buffer, shared ones once."""
         modules = [*self.networks, *self.base.heads.values()]
@@ -57,25 +77,15 @@ def sketch(config: StageConfig) -> Sketch:
     Raises:
         UserError: A model, an adapter or a setting does not fit the others, as far as shapes show it.
     """
-    role = "reward" if isinstance(config, RewardModelConfig) else "policy"
     device = choose_device(config.model.device)
-    start = find_start(config.model, role=role)
+    start = find_start(config.model, role=_learner(config))
     if isinstance(config, PPOConfig):
         check_settings(config)
     with _silently():
         model = causal_lm(start.base, config.model, base_dtype(config.model, config.tuning, device))
         base = SharedBase(model, name=start.base, layout=likely_layout(model))
-        seat_policy(base, start, config.tuning, role=role)
-        standalone: list[tuple[str, PreTrainedModel]] = []
-        match config:
-            case RewardModelConfig():
-                base.add_head("reward")
-            case DPOConfig() if config.preference.pref_loss in REFERENCED:
-                seat_reference(base, config.reference.ref_model)
-            case PPOConfig():
-                seat_reference(base, config.reference.ref_model)
-                standalone = _seat_rewards(base, config, start, device)
-                seat_critic(base, config)
+        with torch.device("meta"):
+            standalone = _seat_everybody(base, config, start, device)
     if isinstance(config, PPOConfig | DPOConfig):
         base.disable_dropout()
     if not isinstance(config, PPOConfig):
@@ -86,6 +96,29 @@ def sketch(config: StageConfig) -> Sketch:
     _place([*found.networks, *base.heads.values()], found.mode, device)
     base.moved(device)
     return found
+
+
+def _seat_everybody(
+    base: SharedBase, config: StageConfig, start: Start, device: torch.device
+) -> list[tuple[str, PreTrainedModel]]:
+    """Seat the roles of a stage; give the reward models that are networks of their own."""
+    standalone: list[tuple[str, PreTrainedModel]] = []
+    seat_policy(base, start, config.tuning, role=_learner(config))
+    match config:
+        case RewardModelConfig():
+            base.add_head("reward")
+        case DPOConfig() if config.preference.pref_loss in REFERENCED:
+            seat_reference(base, config.reference.ref_model)
+        case PPOConfig():
+            seat_reference(base, config.reference.ref_model)
+            standalone = _seat_rewards(base, config, start, device)
+            seat_critic(base, config)
+    return standalone
+
+
+def _learner(config: StageConfig) -> str:
+    """The role that a stage trains."""
+    return "reward" if isinstance(config, RewardModelConfig) else "policy"
 
 
 def causal_lm(path: str, settings: ModelSettings, dtype: torch.dtype) -> PreTrainedModel:
@@ -100,7 +133,9 @@ def causal_lm(path: str, settings: ModelSettings, dtype: torch.dtype) -> PreTrai
         port = find_port(path)
         model: PreTrainedModel
         if port is not None:
-            model = port.causal_lm_class(port.config_class.from_pretrained(path, attn_implementation=attention)).to(dtype)
+            model = port.causal_lm_class(port.config_class.from_pretrained(path, attn_implementation=attention)).to(
+                dtype
+            )
         else:
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
             model = AutoModelForCausalLM.from_config(
@@ -154,8 +189,25 @@ def _is_same(one: str, other: str) -> bool:
     return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
+def _stack_of(network: PreTrainedModel) -> nn.ModuleList | None:
+    """The list that holds a network's layers; None where no list has as many parts as the network has layers."""
+    count = getattr(network.config, "num_hidden_layers", None)
+    lists = (module for module in network.modules() if isinstance(module, nn.ModuleList))
+    return next((part for part in lists if len(part) == count), None)
+
+
+def _stack(network: PreTrainedModel, layers: nn.ModuleList, count: int) -> None:
+    """Let these be the layers of a network."""
+    old = _stack_of(network)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if child is old:
+                setattr(module, name, layers)
+    network.config.num_hidden_layers = count
+
+
 def _place(modules: Iterable[nn.Module], mode: FakeTensorMode, device: torch.device) -> None:
-    """Turn every tensor on the meta device into one that says it is on `device`; what shares memory goes on sharing it."""
+    """Turn every tensor on the meta device into one that says it is on `device`; what shares memory still does."""
     placed: dict[int, tuple[Tensor, Tensor]] = {}  # the old one beside it: an id counts while its owner lives
     for module in {module: None for root in modules for module in root.modules()}:
         for store in (module._parameters, module._buffers):
@@ -167,7 +219,7 @@ def _place(modules: Iterable[nn.Module], mode: FakeTensorMode, device: torch.dev
                     if isinstance(tensor, nn.Parameter):
                         fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
                     placed[id(tensor)] = fake, tensor
-                store[name] = placed[id(tensor)][0]
+                store[name] = placed[id(tensor)][0]  # type: ignore[assignment]  # a parameter where there was one
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class Tally(TorchDispatchMode):
     def __init__(
         self, *, heap: Heap | None = None, known: Iterable[Tensor] = (), labels: Mapping[int, str] | None = None
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.heap, self.moments = heap, list[Moment]()
         self.alive: Counter[str] = Counter()
         """Bytes by label, now."""
@@ -132,14 +132,12 @@ def _key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _cpu_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, out_val: Any, **_: Any) -> int:
+def _cpu_attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **_: Any) -> int:
     is_causal = len(rest) > 1 and rest[1]
     return int(sdpa_flop_count(query.shape, key.shape, value.shape)) // (2 if is_causal else 1)
 
 
-def _cpu_attention_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any, out_val: Any, **_: Any
-) -> int:
+def _cpu_attention_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **_: Any) -> int:
     is_causal = len(rest) > 3 and rest[3]
     count = sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
     return int(count) // (2 if is_causal else 1)
