@@ -4,6 +4,7 @@
 # make fix    let the formatter and the linter mend what they can
 # make bench-peers, make bench, make bench-scaling    the comparison with TRL and LLaMA-Factory, and what growing costs
 # make ecosystem    proves that PEFT, transformers and vLLM open what duiqi writes; writes docs/ecosystem.md
+# make bench-plan    how well duiqi plan foretells the peak memory (a quarter of an hour)
 # make vllm-env, make test-vllm    an environment with vLLM for the CPU, and the tests that need it (minutes)
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ ARGS ?=
 VLLM_VENV ?= build/venvs/vllm
 VLLM_PIP ?=
 
-.PHONY: demo test check fix install clean bench bench-peers bench-scaling vllm-env test-vllm ecosystem
+.PHONY: demo test check fix install clean bench bench-peers bench-plan bench-scaling vllm-env test-vllm ecosystem
 
 install: $(VENV)/installed
 
@@ -51,6 +52,9 @@ bench-peers: install
 # hours on two cores; ARGS="--only sft --set fp32 --repeats 3", ARGS=--continue, ARGS=--table ... (benchmarks/compare.py)
 bench: bench-peers
 	$(BIN)/python benchmarks/compare.py --peers $(PEERS) $(ARGS)
+
+bench-plan: install
+	$(BIN)/python benchmarks/plan_accuracy.py $(ARGS)
 
 bench-scaling: install
 	$(BIN)/python benchmarks/scaling.py $(ARGS)

@@ -58,6 +58,13 @@ COMMANDS: dict[str, Command] = {
         "duiqi ppo --model_name_or_path models/base --adapter_name_or_path runs/sft --reward_model runs/rm"
         " --dataset prompts.json --output_dir runs/ppo",
     ),
+    "plan": Command(
+        "Say what a run will need before it is begun: memory, steps, time, disk.",
+        "Train",
+        f"STAGE [RECIPE.yaml] [--json] {_ANY_SETTINGS}",
+        "duiqi plan ppo recipe.yaml learning_rate=1e-5",
+        "duiqi.cli.runners:plan",
+    ),
     "generate": Command(
         "Answer a file of prompts, one JSON line each.",
         "Use",

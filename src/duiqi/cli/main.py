@@ -55,12 +55,12 @@ def _run(words: list[str]) -> None:
         raise SettingsError(f"there is no command {name!r}", remedy=remedy)
 
     from duiqi.cli.arguments import parse
-    from duiqi.cli.options import settings_of
+    from duiqi.cli.options import settings_of, words_of
 
     if "--help" in rest or "-h" in rest:
         _say(command_help(name, settings_of(name)))
         return
-    _load(COMMANDS[name].runner)(name, parse(words, settings_of(name)))
+    _load(COMMANDS[name].runner)(name, parse(words, words_of(name)))
 
 
 def _explain(error: BaseException, *, is_debugging: bool) -> int:

@@ -126,6 +126,21 @@ class DemoOptions:
     """A few steps per stage: shows that everything works, not that it learns."""
 
 
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class PlanOptions:
+    """Plan"""
+
+    json: bool = False
+    """Print JSON: sizes in bytes, times in seconds. All other settings are those of the stage: duiqi STAGE --help."""
+
+
+@plain_dataclass(frozen=True)
+class PlanConfig:
+    """How a plan is printed."""
+
+    plan: PlanOptions
+
+
 @plain_dataclass(frozen=True)
 class GenerateConfig:
     """Answers to a file of prompts."""
@@ -188,8 +203,17 @@ def settings_of(command: str) -> list[SettingInfo]:
     return describe(CONFIGS[command], DEFAULTS.get(command, {}))
 
 
+def words_of(command: str) -> list[SettingInfo]:
+    """Every setting that a command line of this command may name: for a plan, those of all stages too."""
+    if command != "plan":
+        return settings_of(command)
+    of_stages = {setting.name: setting for stage in STAGES for setting in settings_of(stage)}
+    return [*settings_of(command), *of_stages.values()]
+
+
 CONFIGS: dict[str, type] = {
     **{str(stage): config for stage, config in STAGES.items()},
+    "plan": PlanConfig,
     "generate": GenerateConfig,
     "score": ScoreConfig,
     "chat": ChatConfig,

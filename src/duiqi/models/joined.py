@@ -49,7 +49,7 @@ def _is_two_matrices(layer: Any, adapter: str) -> bool:
 
 def lay_side_by_side(parameters: Sequence[nn.Parameter]) -> None:
     """Move matrices of one width into one piece of memory, one below the other; each stays what it was."""
-    if side_by_side(parameters).data_ptr() == parameters[0].data_ptr():
+    if lie_side_by_side(parameters):
         return
     whole = torch.cat([parameter.detach() for parameter in parameters])
     start = 0
@@ -60,14 +60,22 @@ def lay_side_by_side(parameters: Sequence[nn.Parameter]) -> None:
 
 def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors of one width, one below the other: as they are if they lie so in memory, else copied."""
-    first, place = tensors[0], tensors[0].data_ptr()
-    storage = first.untyped_storage().data_ptr()
+    if not lie_side_by_side(tensors):
+        return torch.cat([tensor.detach() for tensor in tensors])
+    size = (sum(map(len, tensors)), *tensors[0].shape[1:])
+    return tensors[0].detach().as_strided(size, tensors[0].stride())
+
+
+def lie_side_by_side(tensors: Sequence[Tensor]) -> bool:
+    """Whether they follow each other in one piece of memory; asks for no address, which a tensor of a plan has not."""
+    storage, place = tensors[0].untyped_storage()._cdata, tensors[0].storage_offset()
     for tensor in tensors:
-        if tensor.data_ptr() != place or tensor.untyped_storage().data_ptr() != storage or not tensor.is_contiguous():
-            return torch.cat([tensor.detach() for tensor in tensors])
-        place += tensor.nbytes
-    size = (sum(map(len, tensors)), *first.shape[1:])
-    return first.detach().as_strided(size, first.stride())
+        if tensor.untyped_storage()._cdata != storage or tensor.storage_offset() != place:
+            return False
+        if not tensor.is_contiguous():
+            return False
+        place += tensor.numel()
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,9 +54,8 @@ def find_layout(model: PreTrainedModel) -> Layout:
     asked = model.config._attn_implementation
     if asked != "sdpa":
         return Layout(is_packed=False, is_lean=False, reason=f"{asked} attention")
-    kinds = set(getattr(model.config, "layer_types", None) or ())
-    if odd := kinds - {"full_attention", "sliding_attention"}:
-        return Layout(is_packed=False, is_lean=False, reason=f"{type(model).__name__} has layers of {min(odd)}")
+    if odd := _odd_layers(model):
+        return Layout(is_packed=False, is_lean=False, reason=f"{type(model).__name__} has layers of {odd}")
     wanted = _apart(model)
     register()
     model.set_attn_implementation(NAME)
@@ -69,6 +68,30 @@ def find_layout(model: PreTrainedModel) -> Layout:
     if layers and _difference(model, wanted):
         restore(layers)
         layers = []
+    return Layout(is_packed=True, is_lean=bool(layers))
+
+
+@torch.no_grad()
+def likely_layout(model: PreTrainedModel) -> Layout:
+    """What `find_layout` will most likely choose, for a network of shapes without weights (on torch's meta device).
+
+    Whether an architecture takes packed rows shows in the shapes; whether it gives the right numbers then does not.
+    Positions that are biases on the scores (ALiBi) never do.
+    """
+    asked = model.config._attn_implementation
+    if asked != "sdpa":
+        return Layout(is_packed=False, is_lean=False, reason=f"{asked} attention")
+    if odd := _odd_layers(model):
+        return Layout(is_packed=False, is_lean=False, reason=f"{type(model).__name__} has layers of {odd}")
+    if getattr(model.config, "alibi", False) or getattr(model.config, "position_embedding", None) == "alibi":
+        return Layout(is_packed=False, is_lean=False, reason=f"{type(model).__name__} has ALiBi positions")
+    register()
+    model.set_attn_implementation(NAME)
+    if reason := _difference(model, None):
+        model.set_attn_implementation(asked)
+        return Layout(is_packed=False, is_lean=False, reason=reason)
+    layers = llama_shaped_layers(model)
+    slim(layers)
     return Layout(is_packed=True, is_lean=bool(layers))
 
 
@@ -85,17 +108,25 @@ def unpacked(layout: Layout, model: PreTrainedModel, reason: str) -> Layout:
     return replace(unslimmed(layout, model), is_packed=False, reason=reason)
 
 
-def _difference(model: PreTrainedModel, wanted: Tensor) -> str:
-    """Why the packed row is not the same as its sequences apart; empty when it is."""
+def _odd_layers(model: PreTrainedModel) -> str:
+    """A kind of layer that packed rows do not exist for; empty when there is none."""
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    return min(kinds - {"full_attention", "sliding_attention"}, default="")
+
+
+def _difference(model: PreTrainedModel, wanted: Tensor | None) -> str:
+    """Why the packed row is not the same as its sequences apart (`wanted`; None: any will do); empty when it is."""
     try:
         found, mask = _packed(model)
     except (NotImplementedError, RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         return f"{type(model).__name__} does not take packed rows: {reason}"
-    if found.shape != wanted.shape:
+    if wanted is not None and found.shape != wanted.shape:
         return f"{type(model).__name__} does not take packed rows"
     if _slides(model) and mask.windows <= {None}:
         return f"{type(model).__name__} keeps its sliding window to itself"
+    if wanted is None:
+        return ""
     gap = (found - wanted).norm() / wanted.norm()
     return "" if gap <= TOLERANCE[precision_of(model)] else f"{type(model).__name__} mixes packed sequences"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -21,6 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.activations import SiLUActivation
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from duiqi.models.joined import Gradients, Joined, base_of, is_of_frozen_base, is_plain_linear, lay_side_by_side
 from duiqi.models.tree_attention import Plan, TreeMask, Voice
@@ -90,7 +92,20 @@ def restore(layers: Sequence[nn.Module]) -> None:
         vars(layer).pop("forward", None)
 
 
-def _forward(
+def _forward(layer: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    """A layer's `forward`: hidden states B x T x H to the same, computed again in the backward pass where that is on.
+
+    transformers' recomputation is in the class's `forward`, which ours stands in the place of; older releases have it
+    in `__call__`.
+    """
+    recomputes = layer.training and getattr(layer, "gradient_checkpointing", False)
+    if recomputes and "__call__" not in vars(GradientCheckpointingLayer):
+        found: Tensor = layer._gradient_checkpointing_func(partial(_compute, layer, **kwargs), hidden_states)
+        return found
+    return _compute(layer, hidden_states, **kwargs)
+
+
+def _compute(
     layer: Any,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
@@ -100,7 +115,6 @@ def _forward(
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """A layer's `forward`: hidden states B x T x H to the same."""
     attention, mlp = layer.self_attn, layer.mlp
     shape = hidden_states.shape
     assert position_embeddings is not None

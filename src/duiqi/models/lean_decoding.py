@@ -73,6 +73,12 @@ class _Layer:
         return self.down.outputs(nn.functional.silu(gate).mul_(up), onto=x)
 
 
+def is_worth_copying(network: PreTrainedModel) -> bool:
+    """Whether the layers are small enough for a copy, on a CPU."""
+    size = 4 * sum(p.numel() for layer in llama_shaped_layers(network) for p in layer.parameters())
+    return size <= COPY_LIMIT and network.device.type == "cpu"
+
+
 @dataclass(frozen=True)
 class LeanDecoder:
     """The layers of a network with its adapters heard, ready to take one token per row."""
@@ -84,11 +90,14 @@ class LeanDecoder:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, network: PreTrainedModel, adapters: Sequence[str]) -> LeanDecoder:
-        """Prepare the network with adapters as they are now; after an update it needs another one."""
+    def of(cls, network: PreTrainedModel, adapters: Sequence[str], *, copy: bool | None = None) -> LeanDecoder:
+        """Prepare the network with adapters as they are now; after an update it needs another one.
+
+        Args:
+            copy: Whether to copy the layers in float32; None: where `is_worth_copying`.
+        """
         layers = llama_shaped_layers(network)
-        size = 4 * sum(p.numel() for layer in layers for p in layer.parameters())
-        copy = size <= COPY_LIMIT and network.device.type == "cpu"
+        copy = is_worth_copying(network) if copy is None else copy
         return cls(trunk_of(network), [_Layer.of(layer, adapters, copy=copy) for layer in layers], is_copy=copy)
 
     def step(self, ids: Tensor, positions: Tensor, cache: Cache, visible: Tensor | None) -> Tensor:

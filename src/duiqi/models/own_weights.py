@@ -4,7 +4,7 @@ vocabulary. They stand in the network while the role is heard; the base's own st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -45,7 +45,7 @@ class _Place:
 class _Own:
     """A copy, the base's parameter that it stands for, and its places: several where weights are tied."""
 
-    copy: OwnParameter
+    copy: nn.Parameter
     original: nn.Parameter
     places: tuple[_Place, ...]
 
@@ -95,6 +95,10 @@ class OwnWeights:
         for own in self._own:
             for place in own.places:
                 place.put(own.original)
+
+    def exchange(self, new: Callable[[nn.Parameter], nn.Parameter]) -> None:
+        """Go by other tensors, which stand in the network in place of those known so far."""
+        self._own = [_Own(new(own.copy), new(own.original), own.places) for own in self._own]
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:

@@ -30,6 +30,8 @@ def _begin(layer: Any, name: str) -> None:
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
     rank = len(down) // 2
     weight = layer.get_base_layer().weight.detach().float()
+    if weight.is_meta:  # shapes alone, of a plan
+        return
     weight = weight.t() if layer.fan_in_fan_out else weight
     directions = min(rank + MORE_DIRECTIONS, *weight.shape)
     left, values, right = torch.svd_lowrank(weight, q=directions, niter=POWER_ITERATIONS)

@@ -22,7 +22,7 @@ from duiqi.models.adapter_files import SavedAdapter, mount
 from duiqi.models.adapters import AdapterSpec, LoRASpec, Mounted, adapter_config, attach, attach_copy, keep_only
 from duiqi.models.fingerprint import fingerprint, weights_digest
 from duiqi.models.heads import ScalarHead
-from duiqi.models.layout import find_layout, precision_of, trunk_of, unpacked, unslimmed
+from duiqi.models.layout import Layout, find_layout, precision_of, trunk_of, unpacked, unslimmed
 from duiqi.models.lean import gather_adapters, llama_shaped_layers, restore
 from duiqi.models.output_head import check_head_splits
 from duiqi.models.own_weights import forget_precision
@@ -44,19 +44,22 @@ class Seating:
     Args:
         model: A causal language model; frozen here.
         name: The path or hub name it was loaded from, recorded with every adapter.
+        layout: How batches are computed, where that cannot be tried: on a network of shapes without weights, which a
+            plan is made on. It has no fingerprint.
     """
 
-    def __init__(self, model: PreTrainedModel, *, name: str) -> None:
+    def __init__(self, model: PreTrainedModel, *, name: str, layout: Layout | None = None) -> None:
         self.model = model
         self.name = name
-        self.fingerprint = fingerprint(model)
+        self.fingerprint = "" if layout else fingerprint(model)
         self._num_rows = num_rows(model)
         self._device: torch.device = next(model.parameters()).device
         self.heads: dict[str, ScalarHead] = {}
         model.requires_grad_(False)
         model.eval()
-        check_head_splits(model)
-        self.layout = find_layout(model)
+        if layout is None:
+            check_head_splits(model)
+        self.layout = layout or find_layout(model)
         """How batches are computed on this architecture."""
         self._seats: dict[str, Seat] = {}
         self._learning_copies: dict[str, PreTrainedModel] = {}
@@ -67,6 +70,16 @@ class Seating:
     @property
     def device(self) -> torch.device:
         return self._device
+
+    @property
+    def networks(self) -> list[PreTrainedModel]:
+        """The base, and the copies that roles have of it."""
+        everybody = (self.model, *(seat.network for seat in self._seats.values()))
+        return list({id(network): network for network in everybody}.values())
+
+    def moved(self, device: torch.device) -> None:
+        """Say that somebody has put all weights on this device."""
+        self._device = device
 
     @property
     def precision(self) -> torch.dtype:
@@ -86,6 +99,11 @@ class Seating:
         """What `role` is made of; asserts that it was seated."""
         assert role in self._seats, f"role {role} has no seat"
         return self._seats[role]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Everybody seated, in order."""
+        return tuple(self._seats)
 
     def has(self, role: str) -> bool:
         return role in self._seats

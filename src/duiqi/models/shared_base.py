@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from duiqi.algorithms.log_probs import OutputHead
-from duiqi.models.layout import trunk_of
+from duiqi.models.layout import Layout, trunk_of
 from duiqi.models.lean import tells_apart
 from duiqi.models.lean_decoding import LeanDecoder
 from duiqi.models.output_head import output_head_of
@@ -44,10 +44,12 @@ class SharedBase(Seating):
     Args:
         model: A causal language model; frozen here.
         name: The path or hub name it was loaded from, recorded with every adapter.
+        layout: How batches are computed, where that cannot be tried: on a network of shapes without weights, which a
+            plan is made on. It has no fingerprint.
     """
 
-    def __init__(self, model: PreTrainedModel, *, name: str) -> None:
-        super().__init__(model, name=name)
+    def __init__(self, model: PreTrainedModel, *, name: str, layout: Layout | None = None) -> None:
+        super().__init__(model, name=name, layout=layout)
         self._prepared: _Prepared | None = None
 
     @contextmanager
@@ -155,7 +157,7 @@ class SharedBase(Seating):
             row = self._filled(batch)
             return Reading(self._read_row(row, self._mask(row)), batch.before, batch.last)
         input_ids, mask = batch.padded()
-        hidden, _ = self.trunk(input_ids, attention_mask=None if bool(mask.all()) else mask.long())
+        hidden, _ = self.trunk(input_ids, attention_mask=None if batch.is_even else mask.long())
         width = input_ids.shape[1]
         last = torch.arange(len(batch), device=self.device) * width + mask.sum(dim=1) - 1
         before = batch.rows * width + batch.positions[batch.before]

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from duiqi.data.encoded import EncodedData, EncodingReport, encode_rankings
 from duiqi.data.encoding import EncodedRanking, TokenBudget, describe_first, token_budget
-from duiqi.data.loading import Need, load_examples, split_validation
+from duiqi.data.loading import LoadReport, Need, load_examples, split_validation
 from duiqi.data.order import BatchPlan
 from duiqi.data.registry import parse_dataset_spec
 from duiqi.data.templates import Template, from_dict, get_template
@@ -101,6 +101,20 @@ def load_rows(settings: DataSettings, need: Need, journal: Run, *, seed: int) ->
     Raises:
         DataError: A dataset is missing, malformed or of another kind than needed.
     """
+    rows, reports = read_rows(settings, need, seed=seed)
+    rejects = [asdict(row) for report in reports for row in report.rejects]
+    if rejects:
+        journal.write_rejects(rejects)
+    journal.describe(data=[asdict(file) for report in reports for file in report.files])
+    return rows
+
+
+def read_rows(settings: DataSettings, need: Need, *, seed: int) -> tuple[Examples, list[LoadReport]]:
+    """The same without a journal, and what was read of each of the two settings.
+
+    Raises:
+        DataError: As `load_rows`.
+    """
     loaded = load_examples(
         parse_dataset_spec(settings.dataset),
         dataset_dir=settings.dataset_dir,
@@ -124,14 +138,10 @@ def load_rows(settings: DataSettings, need: Need, journal: Run, *, seed: int) ->
         train, held_out = loaded.examples, held.examples
     else:
         train, held_out = split_validation(loaded.examples, settings.val_size, seed=seed)
-    rejects = [asdict(row) for report in reports for row in report.rejects]
-    if rejects:
-        journal.write_rejects(rejects)
-    journal.describe(data=[asdict(file) for report in reports for file in report.files])
     notes = [line for report in reports for line in report.lines()]
     if settings.val_size:
         notes.append(f"{len(held_out)} of them held out for evaluation")
-    return Examples(train, held_out, tuple(notes))
+    return Examples(train, held_out, tuple(notes)), reports
 
 
 @dataclass(frozen=True)

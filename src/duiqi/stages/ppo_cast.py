@@ -135,7 +135,8 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
     Raises:
         UserError: A model, adapter, reward, dataset or setting does not fit the others.
     """
-    _check_settings(config, journal)
+    check_settings(config)
+    _warn_of_truncation(config, journal)
     start = find_start(config.model)
     rows = load_rows(config.data, "prompt", journal, seed=config.optimizer.seed)
     tokenizer = make_tokenizer(config.model, start)
@@ -149,7 +150,7 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
     parts = [
         _make_scorer(spec, base, template, config, budget) for spec in parse_reward_specs(config.score.reward_model)
     ]
-    critic = _seat_critic(base, config)
+    critic = seat_critic(base, config)
     base.disable_dropout()
     if config.optimizer.gradient_checkpointing:
         base.enable_checkpointing()
@@ -199,7 +200,12 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
     )
 
 
-def _check_settings(config: PPOConfig, journal: Run) -> None:
+def check_settings(config: PPOConfig) -> None:
+    """Refuse settings that do not go together, before anything is loaded.
+
+    Raises:
+        SettingsError: They do not.
+    """
     ppo = config.ppo
     if config.sampling.temperature == 0:
         raise SettingsError("PPO needs random answers", where="temperature", remedy="set temperature: 1.0")
@@ -240,6 +246,9 @@ def _check_settings(config: PPOConfig, journal: Run) -> None:
             remedy="set critic: shared, or lower tokens_per_micro_batch instead",
         )
     check_rollouts(config)
+
+
+def _warn_of_truncation(config: PPOConfig, journal: Run) -> None:
     if not make_sampling(config).is_plain:
         warning = (
             "top_p, top_k or repetition_penalty changes the distribution that answers are drawn from, "
@@ -289,7 +298,7 @@ def _make_scorer(
     return scorer, spec.weight
 
 
-def _seat_critic(base: SharedBase, config: PPOConfig) -> str:
+def seat_critic(base: SharedBase, config: PPOConfig) -> str:
     """Seat the critic, if advantages need one: on the policy's trunk, or apart and begun from what the reward is."""
     if config.ppo.advantage != "gae":
         return "none"

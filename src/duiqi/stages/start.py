@@ -107,17 +107,10 @@ def make_base(
         SettingsError: Full fine-tuning was asked for in half precision, which rounds small updates away.
     """
     device = choose_device(settings.device)
-    full = tuning.finetuning_type == "full"
-    if full and settings.dtype in ("bfloat16", "float16"):
-        raise SettingsError(
-            f"full fine-tuning in {settings.dtype} loses every update smaller than the rounding of a weight",
-            where="dtype",
-            remedy="leave dtype out (full fine-tuning then uses float32), or set finetuning_type: lora",
-        )
     model = load_causal_lm(
         start.base,
         device=device,
-        dtype=torch.float32 if full else choose_dtype(settings.dtype, device, trains=True),
+        dtype=base_dtype(settings, tuning, device),
         attn_implementation=settings.attn_implementation,
         trust_remote_code=settings.trust_remote_code,
         from_scratch=from_scratch,
@@ -130,6 +123,23 @@ def make_base(
     grow_vocabulary(base.model, start.card.vocabulary if start.card is not None else 0)
     _fit_vocabulary(base, settings, tuning, num_tokens)
     return base
+
+
+def base_dtype(settings: ModelSettings, tuning: TuningSettings, device: torch.device) -> torch.dtype:
+    """The precision of the base's weights.
+
+    Raises:
+        SettingsError: Full fine-tuning was asked for in half precision, which rounds small updates away.
+    """
+    if tuning.finetuning_type != "full":
+        return choose_dtype(settings.dtype, device, trains=True)
+    if settings.dtype in ("bfloat16", "float16"):
+        raise SettingsError(
+            f"full fine-tuning in {settings.dtype} loses every update smaller than the rounding of a weight",
+            where="dtype",
+            remedy="leave dtype out (full fine-tuning then uses float32), or set finetuning_type: lora",
+        )
+    return torch.float32
 
 
 def _fit_vocabulary(base: SharedBase, settings: ModelSettings, tuning: TuningSettings, num_tokens: int) -> None:
@@ -169,11 +179,14 @@ def check_belongs(card: ModelCard, base: SharedBase, where: str) -> None:
     """Refuse an adapter that was trained on other base weights.
 
     A base in float16 is believed: its rounding is not a step on the way to bfloat16, in which fingerprints are taken.
+    So is one without weights, of a plan.
 
     Raises:
         ModelError: The fingerprints differ.
     """
-    if not is_same_base(card.base_fingerprint, base.fingerprint) and base.model.dtype != torch.float16:
+    if not base.fingerprint or base.model.dtype == torch.float16:
+        return
+    if not is_same_base(card.base_fingerprint, base.fingerprint):
         raise ModelError(
             f"the adapter was trained on {card.base}, whose weights are not those of {base.name}",
             where=where,
