@@ -59,7 +59,7 @@ COMMANDS: dict[str, Command] = {
         " --dataset prompts.json --output_dir runs/ppo",
     ),
     "plan": Command(
-        "Say what a run will need before it is begun: memory, steps, time, disk.",
+        "What a run will need: memory, steps, time and disk.",
         "Train",
         f"STAGE [RECIPE.yaml] [--json] {_ANY_SETTINGS}",
         "duiqi plan ppo recipe.yaml learning_rate=1e-5",

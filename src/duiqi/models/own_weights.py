@@ -80,6 +80,11 @@ class OwnWeights:
         """The copies, by the full name of the first place that each has."""
         return {own.places[0].full_name: own.copy for own in self._own}
 
+    @property
+    def originals(self) -> list[nn.Parameter]:
+        """What stood in their places before."""
+        return [own.original for own in self._own]
+
     def paths(self, *, but: nn.Module | None = None) -> list[str]:
         """The modules that they stand in, tied ones included, without `but`."""
         return list(dict.fromkeys(place.path for own in self._own for place in own.places if place.module is not but))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from duiqi.models.lean import GATED, PROJECTIONS, llama_shaped_layers
+from duiqi.models.own_weights import OwnWeights
+from duiqi.models.shared_base import SharedBase
 from duiqi.planning.sketch import Sketch
 
 
@@ -52,7 +54,14 @@ def _apart(sketch: Sketch) -> Iterator[tuple[str, str, list[Tensor]]]:
     networks += [(name, "a network of its own", network) for name, network in sketch.standalone]
     dtype = str(base.model.dtype).removeprefix("torch.")
     for owner, what, network in [("base", f"weights in {dtype}", base.model), *networks]:
-        yield owner, what, take((*network.parameters(), *network.buffers()))
+        replaced = (p for each in _own_weights(base) for p in each.originals) if network is base.model else ()
+        yield owner, what, take((*network.parameters(), *network.buffers(), *replaced))
+
+
+def _own_weights(base: SharedBase) -> Iterator[OwnWeights]:
+    """The weights that stand in the base's places while a role is heard."""
+    for role in base.roles:
+        yield from (mounted.own for mounted in base.seat(role).stack if mounted.own is not None)
 
 
 def laid_side_by_side(sketch: Sketch) -> int:
