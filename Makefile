@@ -3,6 +3,7 @@
 # make check  style, types, direction of imports, examples in docstrings
 # make fix    let the formatter and the linter mend what they can
 # make bench-peers, make bench, make bench-scaling    the comparison with TRL and LLaMA-Factory, and what growing costs
+# make ecosystem-trackers    trackers as they come from PyPI, each in an environment of its own (minutes)
 # make vllm-env, make test-vllm    an environment with vLLM for the CPU, and the tests that need it (minutes)
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ ARGS ?=
 VLLM_VENV ?= build/venvs/vllm
 VLLM_PIP ?=
 
-.PHONY: demo test check fix install clean bench bench-peers bench-scaling vllm-env test-vllm
+.PHONY: demo test check fix install clean bench bench-peers bench-scaling vllm-env test-vllm ecosystem-trackers
 
 install: $(VENV)/installed
 
@@ -69,6 +70,9 @@ $(VLLM_VENV)/installed:
 
 test-vllm: install vllm-env
 	DUIQI_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/python -m pytest tests/vllm
+
+ecosystem-trackers: install
+	$(BIN)/python tests/ecosystem/trackers/check_trackers.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
