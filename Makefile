@@ -5,6 +5,7 @@
 # make bench-peers, make bench, make bench-scaling    the comparison with TRL and LLaMA-Factory, and what growing costs
 # make ecosystem    proves that PEFT, transformers and vLLM open what duiqi writes; writes docs/ecosystem.md
 # make bench-plan    how well duiqi plan foretells the peak memory (a quarter of an hour)
+# make ecosystem-trackers    trackers as they come from PyPI, each in an environment of its own (minutes)
 # make vllm-env, make test-vllm    an environment with vLLM for the CPU, and the tests that need it (minutes)
 
 PYTHON ?= python3
@@ -17,7 +18,8 @@ ARGS ?=
 VLLM_VENV ?= build/venvs/vllm
 VLLM_PIP ?=
 
-.PHONY: demo test check fix install clean bench bench-peers bench-plan bench-scaling vllm-env test-vllm ecosystem
+.PHONY: demo test check fix install clean bench bench-peers bench-plan bench-scaling vllm-env test-vllm
+.PHONY: ecosystem ecosystem-trackers
 
 install: $(VENV)/installed
 
@@ -78,6 +80,9 @@ test-vllm: install vllm-env
 # Other tools open what duiqi writes, each in its own environment (tests/ecosystem); minutes
 ecosystem: install vllm-env
 	$(BIN)/python tests/ecosystem/check.py $(ARGS)
+
+ecosystem-trackers: install
+	$(BIN)/python tests/ecosystem/trackers/check_trackers.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

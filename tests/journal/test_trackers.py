@@ -330,8 +330,8 @@ class TestResumption:
                 train(run, NOTHING, 2)
         assert service.ids == ["id-0", "id-1"]
 
-    @settings(max_examples=60, deadline=None)
-    @given(st.sampled_from(KINDS), st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=5))
+    @settings(max_examples=20, deadline=None)
+    @given(st.sampled_from(KINDS), st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), max_size=3))
     def test_whatever_was_killed_no_step_is_missing_or_told_twice(
         self, tmp_path_factory: pytest.TempPathFactory, kind: Kind, kills: list[tuple[int, int]]
     ) -> None:
@@ -346,7 +346,7 @@ class TestResumption:
             start = max(end - lost, NOTHING)
         with open_run(directory, service) as run:
             run.rewind(start)
-            train(run, start, end + 7)
+            train(run, start, end + 3)
         steps_told = [step for step, _ in service.rows]
         assert steps_told == sorted(steps_told)
         assert service.rows == told_of(directory)
@@ -365,7 +365,7 @@ class TestAsAGuest:
 
     def test_it_cannot_wait_for_an_answer(self, tmp_path: Path) -> None:
         self.open_and_do(tmp_path, lambda: input("your key: ")).close()
-        assert "EOFError" in read_lines(tmp_path / "events.jsonl")[-1]["text"]
+        assert "log in with its own command before the run" in read_lines(tmp_path / "events.jsonl")[-1]["text"]
 
     def test_it_does_not_write_on_stdout(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.open_and_do(tmp_path, lambda: sys.stdout.write("created new run\n")).close()

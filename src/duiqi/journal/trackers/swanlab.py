@@ -30,7 +30,7 @@ class SwanLab:
             logdir=str(run.directory),
             mode=mode,
         )
-        where = self._run.url or f"swanlab sync {self._run.dir}"
+        where = str(self._run.url) if is_online else f"swanlab sync {self._run.dir}"
         return Opened(self._run.id, run.told if is_online and run.id else NOTHING, where)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

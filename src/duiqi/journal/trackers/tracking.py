@@ -139,10 +139,7 @@ class Tracking:
                 yield
         except Exception as failure:
             self._listeners.pop(name, None)
-            reason = " ".join(str(failure).split())[:_LONGEST_REASON]
-            self._warn(
-                f"{name} failed and is told no more, the run goes on without it ({type(failure).__name__}: {reason})"
-            )
+            self._warn(f"{name} failed and is told no more, the run goes on without it ({_reason(failure)})")
 
     def _note(self, step: int, values: Mapping[str, float]) -> None:
         if step > self._last_step:
@@ -174,6 +171,13 @@ def _tell(listener: _Listener, step: int, values: Mapping[str, float]) -> None:
 def _numbers(row: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
     """A line of metrics.jsonl, with "nan" and "inf" as the numbers they were."""
     return row["step"], {name: float(value) for name, value in row.items() if name != "step"}
+
+
+def _reason(failure: Exception) -> str:
+    """What happened, on one line that is not too long."""
+    if isinstance(failure, EOFError):
+        return "it asked for something, probably for a login: log in with its own command before the run"
+    return f"{type(failure).__name__}: {' '.join(str(failure).split())[:_LONGEST_REASON]}"
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
