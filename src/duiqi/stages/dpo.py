@@ -176,7 +176,8 @@ def open_memory(base: SharedBase, config: DPOConfig) -> ReferenceMemory:
     """Where the reference's log-probabilities are kept: on disk, or in this process alone."""
     if not config.memory.reuse_reference:
         return ReferenceMemory(None)
-    return ReferenceMemory(memory_file(base.role_fingerprint("reference"), str(base.model.dtype)))
+    how = base.model.config.to_json_string()  # the same weights can be another network: other positions, a scaled head
+    return ReferenceMemory(memory_file(base.role_fingerprint("reference"), str(base.model.dtype), how))
 
 
 def save(

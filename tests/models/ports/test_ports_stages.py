@@ -162,6 +162,17 @@ def test_dpo_is_saved_as_it_was_trained(shop: Shop, tmp_path: Path) -> None:
     assert first["loss"] == pytest.approx(0.693147, abs=1e-5)
 
 
+def test_the_same_weights_with_other_positions_are_another_reference(data: str, tmp_path: Path) -> None:
+    shop = opened("Baichuan-13B", data, tmp_path)
+    config_file = Path(shop.workshop.base) / "config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    for place, position_embedding in enumerate(("alibi", "rope")):
+        config_file.write_text(json.dumps({**config, "position_embedding": position_embedding}), encoding="utf-8")
+        shop.run("dpo", tmp_path / f"dpo {place}", adapter_name_or_path=None)
+        first = next(line for line in lines(tmp_path / f"dpo {place}" / "metrics.jsonl") if "loss" in line)
+        assert first["loss"] == pytest.approx(0.693147, abs=1e-5)
+
+
 def test_ppo_samples_what_it_trains_is_saved_and_talks(shop: Shop, tmp_path: Path) -> None:
     shop.run("ppo", tmp_path / "ppo")
     opening = next(event for event in lines(tmp_path / "ppo" / "events.jsonl") if event["kind"] == "opening_check")
