@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from duiqi.errors import Interrupted, SettingsError
@@ -331,22 +331,23 @@ class TestResumption:
         assert service.ids == ["id-0", "id-1"]
 
     @settings(max_examples=20, deadline=None)
+    @example("keeps", [(4, 4), (0, 0)])
     @given(st.sampled_from(KINDS), st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), max_size=3))
     def test_whatever_was_killed_no_step_is_missing_or_told_twice(
         self, tmp_path_factory: pytest.TempPathFactory, kind: Kind, kills: list[tuple[int, int]]
     ) -> None:
         """A start runs some steps and is killed; the next goes on from a checkpoint some steps back, or from none."""
-        directory, service, start, end = tmp_path_factory.mktemp("run"), Service(kind), NOTHING, 0
+        directory, service, start, furthest = tmp_path_factory.mktemp("run"), Service(kind), NOTHING, 0
         for steps, lost in kills:
             run = open_run(directory, service)
             run.rewind(start)
             end = max(start, 0) + steps
             train(run, start, end)
             kill(run)
-            start = max(end - lost, NOTHING)
+            start, furthest = max(end - lost, NOTHING), max(furthest, end)
         with open_run(directory, service) as run:
             run.rewind(start)
-            train(run, start, end + 3)
+            train(run, start, furthest + 3)
         steps_told = [step for step, _ in service.rows]
         assert steps_told == sorted(steps_told)
         assert service.rows == told_of(directory)
