@@ -176,7 +176,7 @@ def open_memory(base: SharedBase, config: DPOConfig) -> ReferenceMemory:
     """Where the reference's log-probabilities are kept: on disk, or in this process alone."""
     if not config.memory.reuse_reference:
         return ReferenceMemory(None)
-    return ReferenceMemory(memory_file(base.role_fingerprint("reference"), str(base.model.dtype)))
+    return ReferenceMemory(memory_file(base.role_fingerprint("reference"), str(base.dtype)))
 
 
 def save(
