@@ -17,7 +17,9 @@ from duiqi.models.adapter_files import read_adapter, save_adapter
 from duiqi.models.adapters import FreezeSpec, LoRASpec
 from duiqi.models.layout import trunk_of
 from duiqi.models.lineage import as_below, digest_of
+from duiqi.models.merging import merge
 from duiqi.models.prefix import PrefixSpec
+from duiqi.models.seats import take_seat
 from duiqi.models.shared_base import SharedBase
 from duiqi.packing.batch import Family, pack
 
@@ -186,8 +188,11 @@ class TestARole:
             alone = [base.trunk(torch.tensor([ids]))[0][0, -1] for ids in ([1, 2, 3, 4, 5], [1, 2, 3, 6])]
         assert torch.allclose(reading.last, torch.stack(alone), atol=1e-5)
 
-    def test_decodes_with_a_cache_what_it_reads_at_once(self, seat: Seating) -> None:
-        base = SharedBase(tiny(), name="tiny")
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+    def test_decodes_with_a_cache_what_it_reads_at_once(
+        self, seat: Seating, dtype: torch.dtype, tolerance: float
+    ) -> None:
+        base = SharedBase(tiny(dtype), name="tiny")
         seat(base, "policy")
         shake(base, "policy")
         with base.acting("policy"):
@@ -205,7 +210,8 @@ class TestARole:
                     use_cache=True,
                 )
                 parts.append(hidden)
-        assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
+        assert whole.dtype == dtype
+        assert (torch.cat(parts, dim=1) - whole).norm() / whole.norm() < tolerance
 
     def test_stands_beside_low_rank_roles_on_the_same_modules(self, seat: Seating) -> None:
         base = SharedBase(tiny(), name="tiny")
@@ -227,6 +233,7 @@ class TestARole:
         seat(base, "policy")
         base.rest_on("policy")
         assert {p.dtype for p in base.role_parameters("policy").values()} == {torch.float32}
+        assert base.dtype == base.precision == torch.bfloat16
         hidden = base.read(pack([Family([1, 2, 3], [[4, 5]])])).hidden
         assert hidden.dtype == torch.bfloat16
         base.logits(hidden).square().sum().backward()
@@ -247,6 +254,10 @@ class TestARole:
             policy = base.trunk(IDS)[0]
         assert critic.dtype == torch.float32
         assert (critic - policy.float()).norm() / critic.norm() < 0.03
+        with base.role("value"):
+            base.trunk(IDS)[0].square().sum().backward()
+        assert all(p.grad is None for p in base.role_parameters("policy").values())
+        assert any(p.grad is not None for p in base.seat("value").network.parameters())
 
 
 @each_seating
@@ -292,6 +303,44 @@ class TestAStack:
         assert as_below([below])[0].digest == digest_of(below) != digest_of(own)
 
 
+def test_a_prefix_above_embeddings_of_its_own_stays_in_half_precision(tmp_path: Path) -> None:
+    first = SharedBase(tiny(torch.bfloat16), name="tiny")
+    seat_lora_and_head(first, "policy")
+    saved = read_adapter(save(first, "policy", tmp_path / "first"))
+    base = SharedBase(tiny(torch.bfloat16), name="tiny")
+    base.seat_new_prefix("policy", PrefixSpec(num_slots=3), opening=[11, 12], above=[saved])
+    assert logits(base, "policy").isfinite().all()
+
+
+def test_a_second_prefix_would_replace_the_first_and_is_refused(tmp_path: Path) -> None:
+    first = SharedBase(tiny(), name="tiny")
+    seat_prefix(first, "policy")
+    saved = read_adapter(save(first, "policy", tmp_path / "first"))
+    base = SharedBase(tiny(), name="tiny")
+    with pytest.raises(ModelError, match="reads behind a learned prefix already"):
+        base.seat_new_prefix("policy", PrefixSpec(num_slots=3), opening=[11, 12], above=[saved])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_merged_is_in_the_precision_of_the_base(tmp_path: Path, dtype: torch.dtype) -> None:
+    base = SharedBase(tiny(dtype), name="tiny")
+    seat_lora_and_head(base, "policy")
+    shake(base, "policy")
+    saved = read_adapter(save(base, "policy", tmp_path / "adapter"))
+    plain = merge(take_seat(tiny(dtype), "merged", [saved]))
+    assert {parameter.dtype for parameter in plain.parameters()} == {dtype}
+    with torch.no_grad():
+        gap = (plain(input_ids=IDS).logits.float() - logits(base, "policy")).norm() / logits(base, "policy").norm()
+    assert gap < (1e-5 if dtype == torch.float32 else 0.03)
+
+
+def test_a_role_may_be_named_like_a_layer() -> None:
+    base = SharedBase(tiny(), name="tiny")
+    base.seat_new_adapter("policy", LoRASpec(rank=2, target="q_proj"))
+    base.seat_new_adapter("q_proj", LoRASpec(rank=2, target="q_proj"))
+    assert not base.role_parameters("q_proj").keys() & base.role_parameters("policy").keys()
+
+
 @torch.no_grad()
 def test_a_new_prefix_is_the_network_after_reading_its_tokens() -> None:
     base = SharedBase(tiny(), name="tiny")
@@ -332,6 +381,11 @@ class TestPiSSA:
                 optimizer.zero_grad()
         assert torch.allclose(logits(base, "policy"), theirs(input_ids=IDS).logits, atol=1e-4)
         assert not torch.allclose(logits(base, "policy"), tiny()(input_ids=IDS).logits, atol=1e-2)
+
+    def test_a_weight_has_no_more_directions_than_rows(self) -> None:
+        base = SharedBase(tiny(), name="tiny")
+        with pytest.raises(ModelError, match=r"8 x 16 has no 12 singular directions\n.*lora_rank: 8 or less"):
+            base.seat_new_adapter("policy", LoRASpec(rank=12, pissa=True))
 
 
 def test_own_weights_of_tied_embeddings_stay_tied(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import duiqi
 from duiqi.cli.main import main
 from duiqi.data.named_templates import TEMPLATES, NamedStyle
 from duiqi.data.templates import get_template
-from duiqi.errors import ModelError, RunError
+from duiqi.errors import ModelError, RunError, SettingsError
 from duiqi.models.loading import load_tokenizer
 from duiqi.models.reward import load_standalone_reward
 from duiqi.serving.export import export
@@ -140,10 +140,23 @@ def test_a_merge_that_is_wrong_is_refused(workshop: Workshop, tmp_path: Path, mo
     assert not (tmp_path / "plain").exists()
 
 
-def test_files_that_are_there_are_left_alone(workshop: Workshop, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [".", "note.txt"])
+def test_files_that_are_there_are_left_alone(workshop: Workshop, tmp_path: Path, place: str) -> None:
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(RunError, match="there are files in it already"):
-        export(workshop.sft, str(tmp_path))
+        export(workshop.sft, str(tmp_path / place))
+
+
+def test_a_size_that_is_none_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="max_shard_size: 'lots' is no size"):
+        export(workshop.sft, str(tmp_path / "plain"), max_shard_size="lots")
+
+
+def test_a_whole_reward_model_has_nothing_to_merge(workshop: Workshop, tmp_path: Path) -> None:
+    changes = {"finetuning_type": "full", "max_steps": 1, "eval_dataset": None}
+    duiqi.run("rm", **workshop.settings("rm", tmp_path / "run", **changes))
+    with pytest.raises(ModelError, match="a plain model already, there is nothing to merge"):
+        export(str(tmp_path / "run"), str(tmp_path / "plain"))
 
 
 def test_a_prefix_cannot_be_merged(workshop: Workshop, tmp_path: Path) -> None:

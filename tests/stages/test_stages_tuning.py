@@ -197,13 +197,25 @@ def test_a_quantised_base_trains_in_every_stage(
         ({"finetuning_type": "freeze"}, "quantization_bit: has no effect with finetuning_type=freeze"),
         ({"quantization_bit": 5}, "5 bits are not to be had"),
         ({"quantization_bit": 8, "quantization_type": "fp4"}, "set quantization_bit=4"),
+        ({"lora_target": "q_proj", "modules_to_save": "mlp@1"}, "mlp.gate_proj are stored in few bits"),
     ],
 )
 def test_what_cannot_be_quantised_is_refused(
     workshop: Workshop, tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises((SettingsError, ModelError), match=message):
         duiqi.run("sft", **workshop.settings("sft", tmp_path, **{"quantization_bit": 4, **settings}))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_layers_that_were_trained_whole_cannot_stand_in_a_quantised_base(
+    workshop: Workshop, tmp_path: Path, bits: int
+) -> None:
+    freeze = {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "max_steps": 1}
+    duiqi.run("sft", **workshop.settings("sft", tmp_path / "sft", **freeze))
+    later = {"adapter_name_or_path": str(tmp_path / "sft"), "quantization_bit": bits}
+    with pytest.raises(ModelError, match="are stored in few bits, so nothing can stand in their place"):
+        duiqi.run("dpo", **workshop.settings("dpo", tmp_path / "dpo", **later))
 
 
 def test_without_bitsandbytes_or_a_device_for_it_that_is_said(
@@ -233,6 +245,15 @@ class TestVocabulary:
         assert torch.allclose(loaded(tmp_path / "plain"), witness.logits["grown"], atol=1e-5)
         duiqi.run("dpo", **workshop.settings("dpo", tmp_path / "dpo", adapter_name_or_path=str(tmp_path / "grown")))
         assert torch.allclose(loaded(tmp_path / "dpo"), witness.logits["dpo"], atol=1e-6)
+
+    def test_a_reward_model_of_new_tokens_scores_by_itself(
+        self, workshop: Workshop, witness: Witness, tmp_path: Path
+    ) -> None:
+        whole = {"modules_to_save": "embed_tokens,lm_head", "max_steps": 1}
+        duiqi.run("sft", **workshop.settings("sft", tmp_path / "sft", **self.GROWN, **whole))
+        later = {"adapter_name_or_path": str(tmp_path / "sft"), "max_steps": 1}
+        duiqi.run("rm", **workshop.settings("rm", tmp_path / "rm", **later))
+        assert torch.allclose(loaded(tmp_path / "rm"), witness.logits["rm"], atol=1e-5)
 
     def test_tokens_that_could_never_learn_are_refused(self, workshop: Workshop, tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match=r"3 new tokens would never learn.*\n.*modules_to_save: embed_tokens"):
@@ -271,6 +292,24 @@ def test_chains_of_new_adapters_load_from_their_leaf(workshop: Workshop, witness
     assert torch.allclose(witness.logits["listed"], witness.logits["first"], atol=1e-6)
 
 
+def test_an_adapter_above_a_prefix_is_loaded_behind_it(workshop: Workshop, witness: Witness, tmp_path: Path) -> None:
+    prefix = {"finetuning_type": "p_tuning", "pre_seq_len": 4, "learning_rate": 0.05, "max_steps": 2}
+    duiqi.run("sft", **workshop.settings("sft", tmp_path / "sft", **prefix))
+    above = {"adapter_name_or_path": str(tmp_path / "sft"), "create_new_adapter": True, "max_steps": 2}
+    duiqi.run("dpo", **workshop.settings("dpo", tmp_path / "dpo", **above))
+    assert torch.allclose(loaded(tmp_path / "dpo"), witness.logits["dpo"], atol=1e-5)
+
+
+def test_a_reward_model_above_an_output_head_scores_without_it(
+    workshop: Workshop, witness: Witness, tmp_path: Path
+) -> None:
+    head = {"modules_to_save": "lm_head", "max_steps": 1}
+    duiqi.run("sft", **workshop.settings("sft", tmp_path / "sft", **head))
+    above = {"adapter_name_or_path": str(tmp_path / "sft"), "create_new_adapter": True, "max_steps": 1}
+    duiqi.run("rm", **workshop.settings("rm", tmp_path / "rm", **above))
+    assert torch.allclose(loaded(tmp_path / "rm"), witness.logits["rm"], atol=1e-5)
+
+
 class TestLineage:
     def run_above(self, workshop: Workshop, directory: Path, sft: str) -> None:
         new = {"create_new_adapter": True, "max_steps": 1, "adapter_name_or_path": sft}
@@ -306,6 +345,21 @@ class TestLineage:
     def test_settings_of_a_new_adapter_have_no_effect_on_an_old_one(self, workshop: Workshop, tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match="create_new_adapter=true"):
             duiqi.run("dpo", **workshop.settings("dpo", tmp_path, lora_rank=4))
+
+    @pytest.mark.parametrize("changes", [{"finetuning_type": "full"}, {"finetuning_type": "freeze"}])
+    def test_that_is_said_before_anything_is_loaded(
+        self, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    ) -> None:
+        monkeypatch.delattr("duiqi.stages.start.load_causal_lm")
+        with pytest.raises((SettingsError, ModelError), match=r"cannot start from an adapter|have no effect"):
+            duiqi.run("dpo", **workshop.settings("dpo", tmp_path, **changes))
+
+    def test_without_low_rank_layers_there_is_nothing_to_learn_faster(self, workshop: Workshop, tmp_path: Path) -> None:
+        freeze = {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "max_steps": 1}
+        duiqi.run("sft", **workshop.settings("sft", tmp_path / "sft", **freeze))
+        later = {"adapter_name_or_path": str(tmp_path / "sft"), "loraplus_lr_ratio": 16.0}
+        with pytest.raises(SettingsError, match="loraplus_lr_ratio: no low-rank adapter learns here"):
+            duiqi.run("dpo", **workshop.settings("dpo", tmp_path / "dpo", **later))
 
 
 def test_the_output_head_has_no_part_in_a_score(workshop: Workshop, tmp_path: Path) -> None:

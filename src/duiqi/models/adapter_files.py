@@ -86,8 +86,13 @@ def read_adapter(directory: str | Path) -> SavedAdapter:
     score = plain.pop(SCORE_KEY, None)
     low_rank = {key: value for key, value in plain.items() if "lora_" in key}
     own = {key: value for key, value in plain.items() if "lora_" not in key}
-    config.modules_to_save = sorted({key.rpartition(".")[0] for key in own}) or None
+    config.modules_to_save = modules_of(own)
     return replace(saved, low_rank=low_rank, own=own, score=score)
+
+
+def modules_of(weights: Mapping[str, Tensor]) -> list[str] | None:
+    """The modules that weights belong to, as PEFT's configuration names them; None: there are none."""
+    return sorted({key.rpartition(".")[0] for key in weights}) or None
 
 
 def _plain_name(key: str) -> str:
@@ -99,7 +104,7 @@ def mount(network: nn.Module, name: str, saved: SavedAdapter, *, trainable: bool
     """Attach a saved adapter under `name`; nobody hears it yet.
 
     Raises:
-        ModelError: Its weights do not fit the layers of this base.
+        ModelError: Its weights do not fit the layers of this base, or would replace quantised ones.
     """
     if saved.prefix is not None:
         assert isinstance(saved.config, PrefixTuningConfig)
@@ -112,6 +117,8 @@ def mount(network: nn.Module, name: str, saved: SavedAdapter, *, trainable: bool
             _load_low_rank(network, name, saved)
         if mounted.own is not None:
             mounted.own.load(saved.own)
+    except ModelError:
+        raise
     except (RuntimeError, KeyError, ValueError) as error:
         raise ModelError(
             f"the adapter does not fit this base ({str(error).splitlines()[-1].strip()})",

@@ -7,6 +7,7 @@ adapters are heard at a time is ours, because PEFT's own switch also flips `requ
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -113,6 +114,10 @@ class Mounted:
     def has_lora(self) -> bool:
         return isinstance(self.config, LoraConfig) and self.config.target_modules != NOTHING
 
+    def in_copy(self) -> Mounted:
+        """What it is on a copy of its network, where its own weights are the network's; a prefix stays as it is now."""
+        return replace(self, own=None, prefix=None if self.prefix is None else self.prefix.copy(trainable=False))
+
     def parameters(self, network: nn.Module) -> dict[str, nn.Parameter]:
         """All its parameters, under names that say whose they are."""
         found = lora_parameters(network, self.name) if self.has_lora else {}
@@ -169,7 +174,8 @@ def attach_copy(network: nn.Module, name: str, of: Mounted, *, trainable: bool) 
 
 def lora_parameters(network: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """The low-rank parameters of one adapter by their full names."""
-    return {key: p for key, p in network.named_parameters() if f".{name}." in f"{key}." and "lora_" in key}
+    own = re.compile(rf"\.lora_\w+\.{re.escape(name)}(\.|$)")
+    return {key: parameter for key, parameter in network.named_parameters() if own.search(key)}
 
 
 def hear(network: nn.Module, names: Sequence[str]) -> None:

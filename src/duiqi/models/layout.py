@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from duiqi.models.lean import llama_shaped_layers, restore, slim
+from duiqi.models.own_weights import dtype_of
 from duiqi.models.quantized import rounds_activations
 from duiqi.models.tree_attention import NAME, TreeMask, register
 from duiqi.packing.batch import Family, pack
@@ -40,7 +41,7 @@ def trunk_of(network: PreTrainedModel) -> nn.Module:
 
 def precision_of(model: PreTrainedModel) -> torch.dtype:
     """How exactly two ways to compute the same agree: as in bfloat16 where activations are rounded to 8 bits."""
-    return torch.bfloat16 if rounds_activations(model) else model.dtype
+    return torch.bfloat16 if rounds_activations(model) else dtype_of(model)
 
 
 @torch.no_grad()

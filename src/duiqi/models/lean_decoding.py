@@ -55,8 +55,10 @@ class _Layer:
             projections, output, gated, down = (joined.folded() for joined in (projections, output, gated, down))
         return cls(layer, projections, output, gated, down, heads, key_heads)
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, mask: Tensor | None) -> Tensor:
-        """The next hidden states (N x H) of one new token per row."""
+    def __call__(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, mask: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """The next hidden states (N x H) of one new token per row; the cache is kept in `dtype`."""
         layer, attention = self.layer, self.layer.self_attn
         joined = self.projections.outputs(_normed(x, layer.input_layernorm))
         states = joined.view(len(x), self.heads + 2 * self.key_heads, attention.head_dim)
@@ -66,8 +68,9 @@ class _Layer:
             turning = torch.cat([attention.q_norm(query), attention.k_norm(key)], dim=1)
         turn_(turning, cos, sin)
         query, key = turning.split([self.heads, self.key_heads], dim=1)
-        keys, values = cache.update(key.unsqueeze(2), value.unsqueeze(2), attention.layer_idx)
-        attended = _attend(query.unsqueeze(2).to(keys.dtype), keys, values, mask, attention.scaling)
+        query, key, value = (states.unsqueeze(2).to(dtype) for states in (query, key, value))
+        keys, values = cache.update(key, value, attention.layer_idx)
+        attended = _attend(query, keys, values, mask, attention.scaling)
         x = self.output.outputs(attended.reshape(len(x), -1).to(x.dtype), onto=x)
         gate, up = self.gated.outputs(_normed(x, layer.post_attention_layernorm)).chunk(2, dim=-1)
         return self.down.outputs(nn.functional.silu(gate).mul_(up), onto=x)
@@ -116,7 +119,7 @@ class LeanDecoder:
             hidden = ~visible.bool()[:, None, None, :]
             mask = torch.zeros(hidden.shape, dtype=embedded.dtype, device=x.device).masked_fill_(hidden, -torch.inf)
         for layer in self.layers:
-            x = layer(x, cos, sin, cache, mask)
+            x = layer(x, cos, sin, cache, mask, embedded.dtype)
         return _normed(x, self.trunk.norm).to(embedded.dtype).unsqueeze(1)
 
 

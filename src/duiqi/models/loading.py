@@ -317,8 +317,10 @@ def load_model(
     if where.adapter is not None:
         refuse_other_base(where, path, model=model)
         grow_vocabulary(model, where.vocabulary)
-        seat = take_seat(model, "policy", read_stack(where.adapter))
+        stack = read_stack(where.adapter)
+        take_seat(model, "policy", stack)
         model.to(chosen)
-        if seat.prefix is not None:
-            return PeftModel.from_pretrained(model, str(where.adapter)).to(chosen).eval()
+        for saved in reversed(stack):
+            if saved.prefix is not None:
+                return PeftModel.from_pretrained(model, str(saved.path)).to(chosen).eval()
     return model.eval()

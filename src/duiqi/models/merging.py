@@ -9,8 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from duiqi.errors import ModelError
-from duiqi.models.own_weights import forget_precision
+from duiqi.models.own_weights import dtype_of, forget_precision
 from duiqi.models.seats import Seat
 
 
@@ -18,22 +17,15 @@ from duiqi.models.seats import Seat
 def merge(seat: Seat) -> PreTrainedModel:
     """Fold everything that a seat hears into its network, in place; no adapter is left on it.
 
-    Sums are taken in float32 and rounded once, to the precision that each weight has.
-
-    Raises:
-        ModelError: The seat reads behind a prefix, which is no weight.
+    Sums are taken in float32 and rounded once, to the precision that each weight has. Asserts that it has no prefix.
     """
-    if seat.prefix is not None:
-        raise ModelError(
-            "a learned prefix is no weight and cannot be merged",
-            where="finetuning_type: p_tuning",
-            remedy="load it as PEFT's prefix tuning, or train a low-rank adapter instead",
-        )
+    assert seat.prefix is None, "a prefix is no weight"
     network = seat.network
+    dtype = dtype_of(network)
     seat.take()
     for mounted in seat.stack:
         for parameter in mounted.own.parameters.values() if mounted.own is not None else ():
-            parameter.data = parameter.data.to(network.dtype)
+            parameter.data = parameter.data.to(dtype)
     forget_precision(network)
     _unwrap(network, seat.low_rank_names)
     network.peft_config = {}

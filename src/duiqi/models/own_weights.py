@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from duiqi.errors import ModelError
 from duiqi.models.targets import plain_modules
 
 
@@ -57,6 +58,9 @@ class OwnWeights:
         network: Whose weights stand in their places now.
         paths: Of the modules whose weights, with those of all modules in them, are copied.
         trainable: Whether the copies learn.
+
+    Raises:
+        ModelError: One is quantised: what is stored are codes and not its values.
     """
 
     def __init__(self, network: nn.Module, paths: Sequence[str], *, trainable: bool) -> None:
@@ -70,6 +74,12 @@ class OwnWeights:
         for places in by_parameter.values():
             original = places[0].parameter
             assert original is not None
+            if not original.is_floating_point():
+                raise ModelError(
+                    f"the weights of {places[0].path} are stored in few bits, so nothing can stand in their place",
+                    where="quantization_bit",
+                    remedy="remove it for an adapter that trains this layer whole",
+                )
             copy = OwnParameter(original.detach().to(torch.float32, copy=True), requires_grad=trainable)
             self._own.append(_Own(copy, original, tuple(places)))
             for place in places:
@@ -122,6 +132,15 @@ class OwnWeights:
         return {
             place.full_name: own.copy.detach() for own in self._own for place in own.places if place.module is not but
         }
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The precision of the weights that a network came with; its first one, which `network.dtype` is of, may be own."""
+    return next(
+        parameter.dtype
+        for name, parameter in network.named_parameters()
+        if parameter.is_floating_point() and not isinstance(parameter, OwnParameter) and "lora_" not in name
+    )
 
 
 def _places(network: nn.Module) -> Iterator[_Place]:

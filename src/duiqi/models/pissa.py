@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from duiqi.errors import ModelError
 from duiqi.models.adapters import Mounted, tuner_layers
 
 POWER_ITERATIONS, MORE_DIRECTIONS = 16, 8
@@ -20,7 +21,11 @@ POWER_ITERATIONS, MORE_DIRECTIONS = 16, 8
 
 @torch.no_grad()
 def begin_with_principal_directions(network: nn.Module, mounted: Mounted) -> None:
-    """Set both halves of a new adapter, and let the second learn nothing."""
+    """Set both halves of a new adapter, and let the second learn nothing.
+
+    Raises:
+        ModelError: A weight has fewer directions than the adapter's half has ranks.
+    """
     for layer in tuner_layers(network):
         if mounted.name in layer.lora_A:
             _begin(layer, mounted.name)
@@ -33,6 +38,12 @@ def _begin(layer: Any, name: str) -> None:
     if weight.is_meta:  # shapes alone, of a plan
         return
     weight = weight.t() if layer.fan_in_fan_out else weight
+    if rank > min(weight.shape):
+        raise ModelError(
+            f"a weight of {len(weight)} x {weight.shape[1]} has no {rank} singular directions",
+            where="pissa_init",
+            remedy=f"set lora_rank: {min(weight.shape)} or less, or lora_target without this layer",
+        )
     directions = min(rank + MORE_DIRECTIONS, *weight.shape)
     left, values, right = torch.svd_lowrank(weight, q=directions, niter=POWER_ITERATIONS)
     root = (values[:rank] / layer.scaling[name]).sqrt()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from duiqi.errors import ModelError
+from duiqi.models.own_weights import dtype_of
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def call_behind(
         position_ids: Counted without the slots.
     """
     if cache.get_seq_length() == 0:
-        prefix.begin(cache, rows=len(input_ids), dtype=next(trunk.parameters()).dtype)
+        prefix.begin(cache, rows=len(input_ids), dtype=dtype_of(trunk))
     if attention_mask is not None:
         attention_mask = nn.functional.pad(attention_mask, (prefix.num_slots, 0), value=1)
     if position_ids is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, DynamicCache, PreTrainedModel
 
 from duiqi.errors import ModelError
+from duiqi.models.adapter_files import SavedAdapter, modules_of
 from duiqi.models.lineage import read_stack
 from duiqi.models.loading import (
     Located,
@@ -29,6 +31,7 @@ from duiqi.models.prefix import Prefix, call_behind
 from duiqi.models.reading import last_token
 from duiqi.models.seats import take_seat
 from duiqi.models.shared_base import SharedBase
+from duiqi.models.vocabulary import grow_vocabulary
 from duiqi.packing.batch import Family, pack
 from duiqi.packing.budget import deal
 
@@ -157,12 +160,23 @@ def load_standalone_reward(
             where=path,
             remedy="give a reward model whose base is a causal language model",
         )
-    prefix = take_seat(network, "reward", stack).prefix
+    grow_vocabulary(network, where.vocabulary)
+    prefix = take_seat(network, "reward", [_of_trunk(each, network) for each in stack]).prefix
     if saved is not None and saved.score is not None:
         head.weight = nn.Parameter(saved.score.clone())
     head.register_forward_pre_hook(_in_precision_of)
     network.to(chosen).requires_grad_(False).eval()
     return StandaloneReward(network, None if prefix is None else prefix.to(chosen))
+
+
+def _of_trunk(saved: SavedAdapter, network: PreTrainedModel) -> SavedAdapter:
+    """An adapter without the weights of an output head, which has no part in a score."""
+    own = {name: w for name, w in saved.own.items() if name.startswith(f"{network.base_model_prefix}.")}
+    if len(own) == len(saved.own):
+        return saved
+    config = copy.copy(saved.config)
+    config.modules_to_save = modules_of(own)
+    return replace(saved, config=config, own=own)
 
 
 def _in_precision_of(head: nn.Linear, inputs: tuple[Tensor]) -> tuple[Tensor]:

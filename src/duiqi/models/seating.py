@@ -25,7 +25,7 @@ from duiqi.models.heads import ScalarHead
 from duiqi.models.layout import Layout, find_layout, precision_of, trunk_of, unpacked, unslimmed
 from duiqi.models.lean import gather_adapters, llama_shaped_layers, restore
 from duiqi.models.output_head import check_head_splits
-from duiqi.models.own_weights import forget_precision
+from duiqi.models.own_weights import dtype_of, forget_precision
 from duiqi.models.pissa import begin_with_principal_directions
 from duiqi.models.prefix import PrefixSpec, new_prefix, prefix_config
 from duiqi.models.seats import Seat, apart_parameters
@@ -82,6 +82,11 @@ class Seating:
         self._device = device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the base's weights, whatever a role has for itself."""
+        return dtype_of(self.model)
+
+    @property
     def precision(self) -> torch.dtype:
         """How exactly two ways to compute the same agree on this base."""
         return precision_of(self.model)
@@ -127,8 +132,14 @@ class Seating:
         """Give `role` a fresh prefix that trains, above adapters. It begins as what they make of the tokens `opening`.
 
         Raises:
-            ModelError: The layers of this network cannot have one, or an adapter does not fit it.
+            ModelError: The layers of this network cannot have one, an adapter does not fit it, or it has a prefix.
         """
+        if any(saved.prefix is not None for saved in above):
+            raise ModelError(
+                "it reads behind a learned prefix already, which a second one would replace",
+                where="finetuning_type: p_tuning",
+                remedy="remove create_new_adapter to train that prefix on, or train a low-rank adapter above it",
+            )
         below = self._mount(self.model, role, above)
         with self._taken(Seat(self.model, below)):
             prefix = new_prefix(trunk_of(self.model), self.model, spec, opening=opening)
@@ -214,8 +225,7 @@ class Seating:
         for name, parameter in trunk_of(network).named_parameters():
             parameter.requires_grad_("lora_" not in name)
         self._learning_copies[role] = network
-        stack = tuple(replace(mounted, own=None) for mounted in source.stack)  # they are the copy's weights now
-        self._seats[role] = Seat(network, stack)
+        self._seats[role] = Seat(network, tuple(mounted.in_copy() for mounted in source.stack))
 
     def add_head(self, role: str, weight: Tensor | None = None, *, trainable: bool = True) -> ScalarHead:
         """Put a head of one output on `role`: with `weight` (1 x H), or zero."""

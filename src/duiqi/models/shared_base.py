@@ -18,6 +18,7 @@ from duiqi.models.layout import Layout, trunk_of
 from duiqi.models.lean import tells_apart
 from duiqi.models.lean_decoding import LeanDecoder
 from duiqi.models.output_head import output_head_of
+from duiqi.models.own_weights import dtype_of
 from duiqi.models.prefix import call_behind
 from duiqi.models.reading import Reading
 from duiqi.models.seating import Seating
@@ -113,7 +114,7 @@ class SharedBase(Seating):
         seat = self._active
         if not self.layout.is_lean or torch.is_grad_enabled() or seat.network is not self.model:
             return False
-        one_precision = not seat.has_own_weights or self.model.dtype == torch.float32
+        one_precision = not seat.has_own_weights or self.dtype == torch.float32
         return seat.is_two_matrices and one_precision and not any(layer.is_sliding for layer in cache.layers)
 
     def _decoder(self) -> LeanDecoder:
@@ -145,7 +146,7 @@ class SharedBase(Seating):
     @property
     def _prepares_every_shape(self) -> bool:
         """In bfloat16 on a CPU, oneDNN compiles and keeps a kernel for every new size of a matrix product."""
-        return self.device.type == "cpu" and self._active.network.dtype == torch.bfloat16
+        return self.device.type == "cpu" and dtype_of(self._active.network) == torch.bfloat16
 
     def output_head(self) -> OutputHead:
         """What turns the active role's hidden states into logits."""
@@ -208,7 +209,7 @@ class SharedBase(Seating):
         return batch.filled(max(ROUND_LENGTH, 2 ** (batch.num_tokens.bit_length() - 4)))
 
     def _mask(self, row: PackedBatch) -> TreeMask:
-        return TreeMask.carrying(row.tree, device=self.device, dtype=self._active.network.dtype)
+        return TreeMask.carrying(row.tree, device=self.device, dtype=dtype_of(self._active.network))
 
     def _read_row(self, row: PackedBatch, mask: TreeMask) -> Float[Tensor, "T H"]:
         """Last hidden states of a packed row."""

@@ -13,7 +13,7 @@ def num_rows(model: PreTrainedModel) -> int:
 
 @torch.no_grad()
 def grow_vocabulary(model: PreTrainedModel, rows: int) -> None:
-    """Give embeddings and output head so many rows, each new one the mean of the old (Hewitt 2021).
+    """Give embeddings and output head (if there is one) so many rows, each new one the mean of the old (Hewitt 2021).
 
     The same base grows the same way every time, so adapters that learned nothing of it stay what they were.
     """
@@ -21,6 +21,6 @@ def grow_vocabulary(model: PreTrainedModel, rows: int) -> None:
     if rows <= old:
         return
     model.resize_token_embeddings(rows, mean_resizing=False)
-    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+    for module in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
         module.weight[old:] = module.weight[:old].float().mean(dim=0).to(module.weight.dtype)
     model.requires_grad_(False)

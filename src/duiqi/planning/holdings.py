@@ -52,7 +52,7 @@ def _apart(sketch: Sketch) -> Iterator[tuple[str, str, list[Tensor]]]:
             learns = any(p.requires_grad for p in seat.network.parameters())
             networks.append((role, "a copy that learns" if learns else "a frozen copy", seat.network))
     networks += [(name, "a network of its own", network) for name, network in sketch.standalone]
-    dtype = str(base.model.dtype).removeprefix("torch.")
+    dtype = str(base.dtype).removeprefix("torch.")
     for owner, what, network in [("base", f"weights in {dtype}", base.model), *networks]:
         replaced = (p for each in _own_weights(base) for p in each.originals) if network is base.model else ()
         yield owner, what, take((*network.parameters(), *network.buffers(), *replaced))

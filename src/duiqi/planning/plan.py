@@ -84,11 +84,11 @@ def make_plan(stage: str, config: StageConfig, *, libraries: int) -> Plan:
     data = max(0, resident() - before)
     memory, rehearsed = memory_plan(config, found, rows, libraries=libraries + data)
     role = "reward" if isinstance(config, RewardModelConfig) else "policy"
-    speed = multiplication_speed(found.device, found.base.model.dtype)
+    speed = multiplication_speed(found.device, found.base.dtype)
     return Plan(
         stage=stage,
         memory=memory,
-        dtype=found.base.model.dtype,
+        dtype=found.base.dtype,
         layout=str(found.base.layout),
         trained=sum(p.numel() for p in found.base.trainable_parameters().values()),
         rows=rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from duiqi.data.encoding import encode_prompt
 from duiqi.data.loading import load_examples
 from duiqi.data.registry import DatasetSpec
 from duiqi.data.templates import Template, from_dict, get_template
-from duiqi.errors import ModelError, RunError, TemplateError
+from duiqi.errors import ModelError, RunError, SettingsError, TemplateError
 from duiqi.journal.files import writing
 from duiqi.models.card import CARD_NAME, ModelCard
 from duiqi.models.lineage import read_stack
@@ -77,14 +78,29 @@ def export(
     Raises:
         ModelError: It cannot be loaded, has a learned prefix, or the merged model answers differently.
         RunError: The directory has files in it already.
+        SettingsError: The size is none.
     """
     target = Path(output_dir).expanduser()
-    if target.exists() and any(target.iterdir()):
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise RunError("there are files in it already", where=output_dir, remedy="give another --output_dir")
+    if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]B", max_shard_size, re.IGNORECASE):
+        raise SettingsError(f"{max_shard_size!r} is no size", where="max_shard_size", remedy="write 500MB or 5GB")
     where = locate(path)
+    if where.adapter is None and where.card is not None and where.card.role == "reward":
+        raise ModelError(
+            "this reward model is a plain model already, there is nothing to merge",
+            where=path,
+            remedy="open it with transformers' AutoModelForSequenceClassification as it is",
+        )
     stack = read_stack(where.adapter) if where.adapter is not None else ()
     tokenizer = load_tokenizer(where.leaf)
     template = _template_of(where, tokenizer)
+    if any(saved.prefix is not None for saved in stack):
+        raise ModelError(
+            "a learned prefix is no weight and cannot be merged",
+            where=path,
+            remedy="load it as PEFT's prefix tuning, or train a low-rank adapter instead",
+        )
     network = load_causal_lm(where.base, device=choose_device(device), dtype=_dtype(dtype, where.base))
     refuse_other_base(where, path, model=network)
     grow_vocabulary(network, where.vocabulary)

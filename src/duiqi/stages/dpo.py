@@ -177,7 +177,7 @@ def open_memory(base: SharedBase, config: DPOConfig) -> ReferenceMemory:
     if not config.memory.reuse_reference:
         return ReferenceMemory(None)
     how = base.model.config.to_json_string()  # the same weights can be another network: other positions, a scaled head
-    return ReferenceMemory(memory_file(base.role_fingerprint("reference"), str(base.model.dtype), how))
+    return ReferenceMemory(memory_file(base.role_fingerprint("reference"), str(base.dtype), how))
 
 
 def save(

@@ -14,7 +14,7 @@ from duiqi.data.loading import LoadReport, Need, load_examples, split_validation
 from duiqi.data.order import BatchPlan
 from duiqi.data.registry import parse_dataset_spec
 from duiqi.data.templates import Template, from_dict, get_template
-from duiqi.errors import DataError, TemplateError
+from duiqi.errors import DataError, SettingsError, TemplateError
 from duiqi.journal.run import Run
 from duiqi.models.card import ModelCard
 from duiqi.models.loading import load_tokenizer
@@ -208,15 +208,27 @@ def make_learner(
     *,
     budget: MemoryBudget | None = None,
 ) -> Learner:
-    """AdamW with the schedule of these settings, on everything that learns."""
+    """AdamW with the schedule of these settings, on everything that learns.
+
+    Raises:
+        SettingsError: `loraplus_lr_ratio` is given and no low-rank adapter learns.
+    """
+    parameters = base.trainable_parameters()
+    second_matrices = [name for name in parameters if ".lora_B." in name]
+    if settings.loraplus_lr_ratio is not None and not second_matrices:
+        raise SettingsError(
+            "no low-rank adapter learns here, so there is none to learn faster",
+            where="loraplus_lr_ratio",
+            remedy="remove it",
+        )
     warmup = settings.warmup_steps or math.ceil(settings.warmup_ratio * total_steps)
     return Learner(
-        base.trainable_parameters(),
+        parameters,
         Schedule(settings.learning_rate, total_steps, warmup, settings.lr_scheduler_type),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         budget=budget or make_memory_budget(settings, journal),
-        faster={n: settings.loraplus_lr_ratio or 1.0 for n in base.trainable_parameters() if ".lora_B." in n},
+        faster=dict.fromkeys(second_matrices, settings.loraplus_lr_ratio or 1.0),
     )
 
 
@@ -259,9 +271,7 @@ def begin(
     shown = {
         "base": base.name,
         **({"adapter": str(start.adapter)} if start.adapter is not None else {}),
-        "trains": f"{trained:,} of {total:,} parameters, {base.model.dtype} base on {base.device}".replace(
-            "torch.", ""
-        ),
+        "trains": f"{trained:,} of {total:,} parameters, {base.dtype} base on {base.device}".replace("torch.", ""),
         "learns": describe_trained(modules),
         **({"template": describe_template(template)} if template is not None else {}),
         "computes": str(base.layout),

@@ -147,7 +147,7 @@ def make_probe(own: Decoder, base: SharedBase, opening: Sequence[int], *, max_to
     length = min(_PROBE_TOKENS, max_tokens - len(opening))
     answer = own.generate([opening], Sampling(max_new_tokens=length, min_new_tokens=length))[0]
     row = (answer.prompt_ids + answer.answer_ids)[: max_tokens - 1]
-    return Probe(row, partial(row_log_probs, base, "policy"), PROBE_TOLERANCE[base.model.dtype])
+    return Probe(row, partial(row_log_probs, base, "policy"), PROBE_TOLERANCE[base.dtype])
 
 
 def weighted_by_importance(
@@ -189,7 +189,7 @@ def _address(
     plan = ServerPlan(
         python=settings.vllm_python,
         model=base.name,
-        dtype=str(base.model.dtype).removeprefix("torch."),
+        dtype=str(base.dtype).removeprefix("torch."),
         stop_token_ids=tuple(stop_token_ids),
         max_tokens=max_tokens,
         lora_rank=own.config.r,

@@ -104,8 +104,10 @@ def make_base(
 
     Raises:
         ModelError: It cannot be loaded, the adapter to start from belongs to another base, or tokens have no rows.
-        SettingsError: Full fine-tuning was asked for in half precision, which rounds small updates away.
+        SettingsError: Full fine-tuning was asked for in half precision, which rounds small updates away; or as
+            `check_tuning`.
     """
+    check_tuning(start, tuning)
     device = choose_device(settings.device)
     model = load_causal_lm(
         start.base,
@@ -140,6 +142,29 @@ def base_dtype(settings: ModelSettings, tuning: TuningSettings, device: torch.de
             remedy="leave dtype out (full fine-tuning then uses float32), or set finetuning_type: lora",
         )
     return torch.float32
+
+
+def check_tuning(start: Start, tuning: TuningSettings) -> None:
+    """Refuse a way to tune that what the stage starts from cannot be tuned in, before anything is loaded.
+
+    Raises:
+        ModelError: Full fine-tuning was asked to start from an adapter.
+        SettingsError: The adapter to start from was given another shape.
+    """
+    if not start.stack:
+        return
+    if tuning.finetuning_type == "full":
+        raise ModelError(
+            "full fine-tuning cannot start from an adapter",
+            where=f"adapter_name_or_path: {start.adapter}",
+            remedy="set finetuning_type: lora, or give a full model (`duiqi export` makes one)",
+        )
+    if not start.is_below and tuning != TuningSettings():
+        raise SettingsError(
+            f"settings of a new adapter have no effect: {start.adapter} is trained in the shape it has",
+            where=f"model_name_or_path: {start.adapter}",
+            remedy="remove them, or set create_new_adapter: true to train a new adapter above it",
+        )
 
 
 def _fit_vocabulary(base: SharedBase, settings: ModelSettings, tuning: TuningSettings, num_tokens: int) -> None:
@@ -184,7 +209,7 @@ def check_belongs(card: ModelCard, base: SharedBase, where: str) -> None:
     Raises:
         ModelError: The fingerprints differ.
     """
-    if not base.fingerprint or base.model.dtype == torch.float16:
+    if not base.fingerprint or base.dtype == torch.float16:
         return
     if not is_same_base(card.base_fingerprint, base.fingerprint):
         raise ModelError(
@@ -203,24 +228,11 @@ def seat_policy(
         opening: Tokens of the data, from which a prefix begins.
 
     Raises:
-        ModelError: Full fine-tuning was asked to start from an adapter, or a name of a module means nothing here.
-        SettingsError: The adapter to start from was given another shape.
+        ModelError: A name of a module means nothing here.
     """
     if tuning.finetuning_type == "full":
-        if start.stack:
-            raise ModelError(
-                "full fine-tuning cannot start from an adapter",
-                where=f"adapter_name_or_path: {start.adapter}",
-                remedy="set finetuning_type: lora, or give a full model (`duiqi export` makes one)",
-            )
         base.seat_full(role)
     elif start.stack and not start.is_below:
-        if tuning != TuningSettings():
-            raise SettingsError(
-                f"settings of a new adapter have no effect: {start.adapter} is trained in the shape it has",
-                where=f"model_name_or_path: {start.adapter}",
-                remedy="remove them, or set create_new_adapter: true to train a new adapter above it",
-            )
         base.seat_saved_adapter(role, start.stack[-1], trainable=True, above=start.below)
     elif tuning.finetuning_type == "p_tuning":
         spec = PrefixSpec(tuning.pre_seq_len, tuning.prefix_projection)
