@@ -177,6 +177,7 @@ def test_the_user_reads_where_to_look(tmp_path: Path) -> None:
     with open_run(tmp_path, Service("keeps"), view=view) as run:
         run.track(NOTHING)
     assert view.texts == ["fake-0: see it here"]
+    assert json.loads((tmp_path / "manifest.json").read_text())["trackers"] == {"fake-0": "see it here"}
 
 
 def test_numbers_that_are_not_finite_stay_numbers_over_a_resumption(tmp_path: Path) -> None:

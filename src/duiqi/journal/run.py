@@ -157,6 +157,8 @@ class Run:
     def track(self, step: int) -> None:
         """Open the trackers, as training is about to begin (-1) or to go on from the checkpoint of `step`."""
         places = self._tracking.open(self.directory, settings=self._settings, step=step, warn=self.warn)
+        if places:
+            self.describe(trackers=places)
         for name, where in places.items():
             self.view.note(f"{name}: {where}")
 

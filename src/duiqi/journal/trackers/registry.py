@@ -60,11 +60,12 @@ SERVICES: dict[str, Service] = {
     "wandb": Service("wandb:WeightsAndBiases"),
     "swanlab": Service("swanlab:SwanLab"),
     "trackio": Service("trackio:Trackio"),
-    # Unreachable servers are given up after seconds, not minutes; usage is not reported.
+    # Unreachable servers are given up after seconds, not minutes; usage is not reported; a new database is no news.
     "mlflow": Service(
         "mlflow:MLflow",
         {
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_LOGGING_LEVEL": "WARNING",
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
             "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         },
