@@ -72,9 +72,9 @@ def ppo_plan(
     copy = 4 * shape.body if 4 * shape.body <= DECODER_COPY else 0
     kept = size * layers * (4 * hidden + 2 * key_value + 2 * inner)  # input, q, k, v, attended, input again, gate, up
     passing = 4 * (3 * inner + 4 * hidden)  # of one layer, while its backward pass runs
-    logits = 8 * min(update_answers * vocabulary, CHUNK_LOGITS) + (size < 4) * size * CHUNK_LOGITS
+    logits = 4 * min(update_answers * vocabulary, CHUNK_LOGITS) + (size < 4) * size * CHUNK_LOGITS
     update = update_tokens * (kept * (2 if critic == "adapter" else 1) + passing) + logits
-    reading = size * read_tokens * (2 * hidden + 2 * inner) + 8 * min(read_tokens * vocabulary, CHUNK_LOGITS)
+    reading = size * read_tokens * (2 * hidden + 2 * inner) + 4 * min(read_tokens * vocabulary, CHUNK_LOGITS)
     return Plan(
         weights=size * (shape.body + tied * shape.head) + full_critic,
         adapters=float(adapters),

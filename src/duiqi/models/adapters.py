@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ from duiqi.errors import ModelError, did_you_mean
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
+STATE_SPACES = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"})
+"""Architectures on which PEFT refuses to adapt `out_proj`."""
 SCORE_KEY = f"{PEFT_PREFIX}score.weight"
 
 
@@ -75,10 +78,24 @@ def linear_names(model: nn.Module) -> list[str]:
     )
 
 
+def left_out(model: nn.Module) -> dict[str, str]:
+    """Linear layers that `lora_target: all` does not adapt, by name, and why."""
+    found: dict[str, str] = {}
+    known = linear_names(model)
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type in STATE_SPACES and "out_proj" in known:
+        found["out_proj"] = "fused kernels of this architecture would not see the adapter"
+    trial = LoraConfig(target_modules=known)
+    convert_peft_config_for_transformers(trial, model, None)
+    for name in set(known).difference(trial.target_modules):
+        found[name] = "on this architecture PEFT takes the name for the experts' own matrices"
+    return found
+
+
 def _target_names(target: str, model: nn.Module) -> list[str]:
     known = linear_names(model)
     if target == "all":
-        return known
+        return sorted(set(known).difference(left_out(model)))
     wanted = [name.strip() for name in target.split(",") if name.strip()]
     for name in wanted:
         if not any(path == name or path.endswith(f".{name}") for path, _ in model.named_modules()):
@@ -92,6 +109,7 @@ def attach(model: nn.Module, name: str, config: LoraConfig, *, trainable: bool) 
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT then sets it rightly (Conv1D)
         inject_adapter_in_model(config, model, adapter_name=name)
     for parameter in model.parameters():
         if parameter in before:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from duiqi.errors import ModelError
 from duiqi.models.adapters import mount, read_adapter
+from duiqi.models.classifiers import classifier_class
 from duiqi.models.loading import (
     Located,
     choose_device,
@@ -60,8 +62,10 @@ class StandaloneReward:
     @torch.no_grad()
     def __call__(self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
         trunk = getattr(self.network, self.network.base_model_prefix)
-        positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        hidden = trunk(input_ids, attention_mask=attention_mask.long(), position_ids=positions).last_hidden_state
+        positions = {}
+        if not bool(attention_mask[:, 0].all()):  # else they are the usual ones, which not every network can be told
+            positions = {"position_ids": (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)}
+        hidden = trunk(input_ids, attention_mask=attention_mask.long(), **positions).last_hidden_state
         head: nn.Linear = self.network.score
         scores: Tensor = head(last_token(hidden, attention_mask))
         return scores.squeeze(-1).float()
@@ -104,14 +108,19 @@ def load_reward_model(
     chosen = choose_device(device)
     tokenizer = load_tokenizer(where.leaf, trust_remote_code=trust_remote_code)
     network: PreTrainedModel
+    kind: Any
     with refusing("cannot be loaded as a reward model", where=path, remedy=WHAT_TO_GIVE):
         port = find_port(where.base)
-        kind = AutoModelForSequenceClassification if port is None else port.classifier_class
+        fields: dict[str, Any] = {"num_labels": 1, "pad_token_id": tokenizer.pad_token_id}
+        if port is None:
+            config = AutoConfig.from_pretrained(where.base, trust_remote_code=trust_remote_code, **fields)
+            kind, fields = classifier_class(config), {"config": config}
+        else:
+            kind = port.classifier_class
         network, info = kind.from_pretrained(
             where.base,
-            num_labels=1,
+            **fields,
             dtype=choose_dtype(dtype, chosen),
-            pad_token_id=tokenizer.pad_token_id,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with the weight's name

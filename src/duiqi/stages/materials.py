@@ -22,6 +22,8 @@ from duiqi.models.adapters import CONFIG_NAME, LoRASpec, read_adapter
 from duiqi.models.card import ModelCard, read_card
 from duiqi.models.loading import choose_device, choose_dtype, load_causal_lm, load_tokenizer, locate
 from duiqi.models.shared_base import SharedBase
+from duiqi.models.tokenizers import refuse_larger_vocabulary
+from duiqi.models.unadapted import unadapted
 from duiqi.packing.memory import MemoryBudget
 from duiqi.settings.groups import (
     BatchSettings,
@@ -131,11 +133,23 @@ def check_belongs(card: ModelCard, base: SharedBase, where: str) -> None:
         )
 
 
-def make_tokenizer(settings: ModelSettings, start: Start) -> PreTrainedTokenizerBase:
-    """The tokenizer of the adapter to start from, or of the base."""
+def make_tokenizer(settings: ModelSettings, start: Start, journal: Run) -> PreTrainedTokenizerBase:
+    """The tokenizer of the adapter to start from, or of the base; what was mended in it is noted.
+
+    Raises:
+        ModelError: There is none, or it has more tokens than the base has rows for.
+    """
     has_own = start.adapter is not None and (start.adapter / "tokenizer_config.json").is_file()
     place = str(start.adapter) if has_own else start.base
-    return load_tokenizer(place, trust_remote_code=settings.trust_remote_code)
+
+    def say(finding: str) -> None:
+        journal.event("warning", text=finding)
+        journal.view.note(f"warning: {finding}")
+
+    tokenizer = load_tokenizer(place, trust_remote_code=settings.trust_remote_code, say=say)
+    for finding in [] if has_own else refuse_larger_vocabulary(tokenizer, start.base):
+        say(finding)
+    return tokenizer
 
 
 def make_template(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase, card: ModelCard | None) -> Template:
@@ -406,6 +420,7 @@ def begin(
     **facts: str,
 ) -> None:
     """Say on the terminal, and note in the manifest, what is trained from what."""
+    notes = [*notes, *unadapted(base.model)]
     learning = base.trainable_parameters().values()
     trained = sum(p.numel() for p in learning)
     total = sum(p.numel() for p in {*base.model.parameters(), *learning})
@@ -438,4 +453,6 @@ def describe_template(template: Template) -> str:
     extras: Sequence[str] = [
         f"{name} {text!r}" for name, text in (("system", template.system), ("prefix", template.source_prefix)) if text
     ]
-    return ", ".join([template.name, *extras])
+    first, *others = template.stop_tokens
+    ends = [f"answers end with {first}, and at {' or '.join(others)} too"] if others else []
+    return ", ".join([template.name, *extras, *ends])

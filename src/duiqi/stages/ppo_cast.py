@@ -141,7 +141,7 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
     _check_settings(config, journal)
     start = find_start(config.model)
     rows = load_rows(config.data, "prompt", journal, seed=config.optimizer.seed)
-    tokenizer = make_tokenizer(config.model, start)
+    tokenizer = make_tokenizer(config.model, start, journal)
     template = make_template(config.prompt, tokenizer, start.card)
     base = make_base(config.model, config.tuning, start)
     seat_policy(base, start, config.tuning)
