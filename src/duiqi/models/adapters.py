@@ -17,6 +17,7 @@ import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -24,10 +25,20 @@ from transformers.pytorch_utils import Conv1D
 from duiqi.errors import ModelError
 from duiqi.models.own_weights import OwnWeights
 from duiqi.models.prefix import Prefix
-from duiqi.models.targets import condensed, num_layers_of, plain_modules, select_linears, select_owners
+from duiqi.models.targets import (
+    ALL,
+    condensed,
+    linear_paths,
+    num_layers_of,
+    plain_modules,
+    select_linears,
+    select_owners,
+)
 
 NOTHING = DUMMY_TARGET_MODULES
 """What PEFT calls the target of an adapter without low-rank layers."""
+STATE_SPACES = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"})
+"""Architectures on which PEFT refuses to adapt `out_proj`."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,9 @@ def adapter_config(spec: AdapterSpec, model: PreTrainedModel) -> LoraConfig:
         return LoraConfig(target_modules=NOTHING, modules_to_save=_moving(spec, model))
     whole = select_owners(model, spec.modules_to_save, setting="modules_to_save") if spec.modules_to_save else None
     chosen = select_linears(model, spec.target, setting="lora_target")
+    if spec.target in ALL:
+        idle = left_out(model)
+        chosen = [path for path in chosen if path.rpartition(".")[2] not in idle]
     if twice := sorted(set(chosen).intersection(whole or ())):
         raise ModelError(
             f"{twice[0]} is trained whole and has an adapter too", where="modules_to_save", remedy="name it in one"
@@ -98,6 +112,19 @@ def _moving(spec: FreezeSpec, model: PreTrainedModel) -> list[str]:
     span = f"0-{-spec.layers - 1}" if spec.layers < 0 else f"{count - spec.layers}-{count - 1}"
     names = ",".join(f"{name.strip()}@{span}" for name in spec.modules.split(",") if name.strip())
     return select_owners(model, names, setting="freeze_trainable_modules")
+
+
+def left_out(model: PreTrainedModel) -> dict[str, str]:
+    """Linear layers that `lora_target: all` does not adapt, by last name, and why."""
+    found: dict[str, str] = {}
+    known = list(dict.fromkeys(path.rpartition(".")[2] for path in linear_paths(model)))
+    if model.config.model_type in STATE_SPACES and "out_proj" in known:
+        found["out_proj"] = "fused kernels of this architecture would not see the adapter"
+    trial = LoraConfig(target_modules=known)
+    convert_peft_config_for_transformers(trial, model, None)
+    for name in set(known).difference(trial.target_modules):
+        found[name] = "on this architecture PEFT takes the name for the experts' own matrices"
+    return found
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ SAMPLES_PER_TENSOR = 16
 SMALLEST = 1e-4
 QUANTISED = "-" * 8
 """Stands for the matrices of a base whose values were lost to quantisation."""
+PIECE = 2**20
+"""Numbers that are summed at once: in float64 they are copied for it."""
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -63,7 +65,8 @@ def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
-        sums = torch.stack([weight.sum(dtype=torch.float64), weight.abs().sum(dtype=torch.float64)])
+        pieces = weight.detach().reshape(-1).split(PIECE)
+        sums = torch.stack([torch.stack([piece.double().sum(), piece.double().abs().sum()]) for piece in pieces]).sum(0)
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
         digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

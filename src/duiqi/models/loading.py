@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,9 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
 from duiqi.errors import ModelError
@@ -29,6 +31,7 @@ from duiqi.models.lineage import read_stack
 from duiqi.models.ports.registry import find_port, find_tokenizer
 from duiqi.models.quantized import Quantization, compute_alike, quantization_config
 from duiqi.models.seats import take_seat
+from duiqi.models.tokenizers import settle
 from duiqi.models.vocabulary import grow_vocabulary
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -272,28 +275,54 @@ def load_causal_lm(
 
 
 @quietly()
-def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in `path`, with a padding token chosen when it has none.
+def load_tokenizer(
+    path: str, *, trust_remote_code: bool = False, say: Callable[[str], object] = bool
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in `path`, with an end token and a padding token. A directory is read alone, without the network.
+
+    Args:
+        say: Told, in plain sentences, what was missing and what stands in for it; by default nobody is.
 
     Raises:
-        ModelError: There is none, or it has no end token.
+        ModelError: There is none, it has code of its own, or nothing could end an answer.
     """
-    remedy = "copy the tokenizer's files of the base model (tokenizer.json, tokenizer_config.json) there"
-    with refusing("has no tokenizer that can be loaded", where=path, remedy=remedy):
+    is_local = Path(path).is_dir()
+    with refusing("has no tokenizer that can be loaded", where=path, remedy=_tokenizer_remedy(path)):
         load = find_tokenizer(path)
         if load is not None:
             tokenizer = load(path)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            "the tokenizer has no end token (eos_token), so answers could never end",
-            where=path,
-            remedy="set eos_token in its tokenizer_config.json",
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+            tokenizer = _transformers_tokenizer(path, trust_remote_code, say, local_files_only=is_local)
+    for finding in settle(tokenizer, path):
+        say(finding)
     return tokenizer
+
+
+def _transformers_tokenizer(
+    path: str, trust_remote_code: bool, say: Callable[[str], object], *, local_files_only: bool
+) -> PreTrainedTokenizerBase:
+    """As transformers loads it; from tokenizer.json alone where it would have to run code that is not trusted."""
+    try:
+        return AutoTokenizer.from_pretrained(
+            path, trust_remote_code=trust_remote_code, local_files_only=local_files_only
+        )
+    except ValueError as error:
+        if "trust_remote_code" not in str(error) or not (Path(path) / "tokenizer.json").is_file():
+            raise
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    tokenizer.init_kwargs.pop("auto_map", None)
+    say("the tokenizer's own code is not run (trust_remote_code is off): it is read from its tokenizer.json")
+    return tokenizer
+
+
+def _tokenizer_remedy(path: str) -> str:
+    directory = Path(path)
+    if directory.is_dir() and not (directory / "tokenizer.json").is_file():
+        if "auto_map" in get_tokenizer_config(path, local_files_only=True):
+            return "set trust_remote_code: true to run the tokenizer's own code, if you trust it"
+        if any(directory.glob("*.model")):
+            return "pip install 'duiqi[legacy]', which reads SentencePiece models"
+    return "copy the tokenizer's files of the base model (tokenizer.json, tokenizer_config.json) there"
 
 
 def load_model(
@@ -314,13 +343,23 @@ def load_model(
     model = load_causal_lm(
         where.base, device=chosen, dtype=choose_dtype(dtype, chosen), trust_remote_code=trust_remote_code
     )
-    if where.adapter is not None:
+    stack = read_stack(where.adapter) if where.adapter is not None else ()
+    if stack:
         refuse_other_base(where, path, model=model)
         grow_vocabulary(model, where.vocabulary)
-        stack = read_stack(where.adapter)
         take_seat(model, "policy", stack)
         model.to(chosen)
-        for saved in reversed(stack):
-            if saved.prefix is not None:
-                return PeftModel.from_pretrained(model, str(saved.path)).to(chosen).eval()
+    if where.card is not None and where.card.template and (Path(where.leaf) / "tokenizer_config.json").is_file():
+        tokenizer = load_tokenizer(where.leaf, trust_remote_code=trust_remote_code)
+        _stop_as_trained(model, tokenizer, where.card.template)
+    for saved in reversed(stack):
+        if saved.prefix is not None:
+            return PeftModel.from_pretrained(model, str(saved.path)).to(chosen).eval()
     return model.eval()
+
+
+def _stop_as_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Mapping[str, Any]) -> None:
+    """Let `model.generate` stop where the template ends an answer, which may be another token than the base's."""
+    stops = tokenizer.convert_tokens_to_ids(list(template["stop_tokens"]))
+    model.generation_config.eos_token_id = stops
+    model.generation_config.pad_token_id = tokenizer.pad_token_id

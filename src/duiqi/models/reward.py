@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSequenceClassification, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
 from duiqi.errors import ModelError
 from duiqi.models.adapter_files import SavedAdapter, modules_of
+from duiqi.models.classifiers import classifier_class
 from duiqi.models.lineage import read_stack
 from duiqi.models.loading import (
     Located,
@@ -68,7 +70,9 @@ class StandaloneReward:
         trunk = getattr(self.network, self.network.base_model_prefix)
         positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
         if self.prefix is None:
-            hidden = trunk(input_ids, attention_mask=attention_mask.long(), position_ids=positions).last_hidden_state
+            # Behind no padding they are the usual ones, which not every network can be told.
+            told = {} if bool(attention_mask[:, 0].all()) else {"position_ids": positions}
+            hidden = trunk(input_ids, attention_mask=attention_mask.long(), **told).last_hidden_state
         else:
             hidden = call_behind(
                 self.prefix,
@@ -139,14 +143,19 @@ def load_standalone_reward(
     chosen = choose_device(device)
     tokenizer = load_tokenizer(where.leaf, trust_remote_code=trust_remote_code)
     network: PreTrainedModel
+    kind: Any
     with refusing("cannot be loaded as a reward model", where=path, remedy=WHAT_TO_GIVE):
         port = find_port(where.base)
-        kind = AutoModelForSequenceClassification if port is None else port.classifier_class
+        fields: dict[str, Any] = {"num_labels": 1, "pad_token_id": tokenizer.pad_token_id}
+        if port is None:
+            config = AutoConfig.from_pretrained(where.base, trust_remote_code=trust_remote_code, **fields)
+            kind, fields = classifier_class(config), {"config": config}
+        else:
+            kind = port.classifier_class
         network, info = kind.from_pretrained(
             where.base,
-            num_labels=1,
+            **fields,
             dtype=choose_dtype(dtype, chosen),
-            pad_token_id=tokenizer.pad_token_id,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with the weight's name

@@ -107,7 +107,7 @@ class SharedBase(Seating):
             past_key_values=past_key_values,
             use_cache=use_cache,
         )
-        return output.last_hidden_state, output.past_key_values
+        return output.last_hidden_state, getattr(output, "past_key_values", None)  # some networks have no cache
 
     def _decodes_lean(self, cache: Cache) -> bool:
         """Whether one token per row can take the short way: lean layers, no gradient, nothing that slides."""

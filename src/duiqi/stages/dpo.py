@@ -53,7 +53,7 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     """Raise the better answer against the worse one, relative to the reference (Rafailov et al. 2023, equation 7)."""
     start = find_start(config.model)
     rows = load_rows(config.data, "ranking", journal, seed=config.optimizer.seed)
-    tokenizer = make_tokenizer(config.model, start)
+    tokenizer = make_tokenizer(config.model, start, journal.warn)
     template = make_template(config.prompt, tokenizer, start.card)
     budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
     rankings = prepare_rankings(rows, template, tokenizer, budget)

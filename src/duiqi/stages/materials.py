@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +20,8 @@ from duiqi.models.card import ModelCard
 from duiqi.models.loading import load_tokenizer
 from duiqi.models.shared_base import SharedBase
 from duiqi.models.targets import TrainedRow, trained_rows
+from duiqi.models.tokenizers import refuse_larger_vocabulary
+from duiqi.models.unadapted import unadapted
 from duiqi.packing.memory import MemoryBudget
 from duiqi.settings.groups import (
     BatchSettings,
@@ -36,11 +38,23 @@ from duiqi.training.session import Cadence
 from duiqi.types import Example
 
 
-def make_tokenizer(settings: ModelSettings, start: Start) -> PreTrainedTokenizerBase:
-    """The tokenizer of the adapter to start from, or of the base, with the tokens that are to be added."""
+def make_tokenizer(
+    settings: ModelSettings, start: Start, say: Callable[[str], object] = bool
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of the adapter to start from, or of the base, with the tokens that are to be added.
+
+    Args:
+        say: Told what was missing in it and mended; by default nobody is.
+
+    Raises:
+        ModelError: There is none, or it has more tokens than the base has rows for and may have.
+    """
     has_own = start.adapter is not None and (start.adapter / "tokenizer_config.json").is_file()
     place = str(start.adapter) if has_own else start.base
-    tokenizer = load_tokenizer(place, trust_remote_code=settings.trust_remote_code)
+    tokenizer = load_tokenizer(place, trust_remote_code=settings.trust_remote_code, say=say)
+    if not has_own and not settings.resize_vocab:
+        for finding in refuse_larger_vocabulary(tokenizer, start.base):
+            say(finding)
     if new := [token.strip() for token in settings.add_tokens.split(",") if token.strip()]:
         tokenizer.add_tokens(new, special_tokens=True)
     return tokenizer
@@ -255,6 +269,7 @@ def begin(
     **facts: str,
 ) -> None:
     """Say on the terminal, and note in the manifest, what is trained from what."""
+    notes = [*notes, *unadapted(base.model)]
     learning = base.trainable_parameters().values()
     modules = trained_rows([(path, parameter.numel()) for path, parameter in base.trained_modules()])
     trained = sum(p.numel() for p in learning)
@@ -302,4 +317,6 @@ def describe_template(template: Template) -> str:
     extras: Sequence[str] = [
         f"{name} {text!r}" for name, text in (("system", template.system), ("prefix", template.source_prefix)) if text
     ]
-    return ", ".join([template.name, *extras])
+    first, *others = template.stop_tokens
+    ends = [f"answers end with {first}, and at {' or '.join(others)} too"] if others else []
+    return ", ".join([template.name, *extras, *ends])

@@ -139,7 +139,7 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
     _warn_of_truncation(config, journal)
     start = find_start(config.model)
     rows = load_rows(config.data, "prompt", journal, seed=config.optimizer.seed)
-    tokenizer = make_tokenizer(config.model, start)
+    tokenizer = make_tokenizer(config.model, start, journal.warn)
     template = make_template(config.prompt, tokenizer, start.card)
     base = make_base(config.model, config.tuning, start, num_tokens=len(tokenizer))
     max_prompt_tokens = make_budget(config.data, config.prompt).prompt

@@ -124,6 +124,8 @@ def make_engine(
         active=lambda: base.acting("policy"),
     )
     if config.rollouts.rollout_engine == "own":
+        journal.describe(decoding=str(own.decoding))
+        journal.view.note(f"answers are decoded {own.decoding}")
         return own
     max_tokens = max_prompt_tokens + config.sampling.max_new_tokens
     probe = make_probe(own, base, opening, max_tokens=max_tokens)

@@ -30,7 +30,7 @@ def run(config: PretrainConfig, journal: Run) -> StageResult:
     """Minimise the cross-entropy of every token of documents packed into blocks of `cutoff_len`."""
     start = find_start(config.model)
     rows = load_rows(config.data, "text", journal, seed=config.optimizer.seed)
-    tokenizer = make_tokenizer(config.model, start)
+    tokenizer = make_tokenizer(config.model, start, journal.warn)
 
     def pack(examples: Sequence[Example]) -> list[EncodedSequence]:
         return pack_text([e.answers[0] for e in examples], tokenizer, block_size=config.data.cutoff_len)

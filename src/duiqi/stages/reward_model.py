@@ -45,7 +45,7 @@ def run(config: RewardModelConfig, journal: Run) -> StageResult:
     """Maximise the likelihood that the better answer wins (Bradley-Terry; Ouyang et al. 2022, equation 1)."""
     start = find_start(config.model, role="reward")
     rows = load_rows(config.data, "ranking", journal, seed=config.optimizer.seed)
-    tokenizer = make_tokenizer(config.model, start)
+    tokenizer = make_tokenizer(config.model, start, journal.warn)
     template = make_template(config.prompt, tokenizer, start.card)
     budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
     rankings = prepare_rankings(rows, template, tokenizer, budget)

@@ -32,7 +32,7 @@ def run(config: SFTConfig, journal: Run) -> StageResult:
     """Minimise the cross-entropy of the answers' tokens, end token included (Ouyang et al. 2022, section 3.5)."""
     start = find_start(config.model)
     rows = load_rows(config.data, "demonstration", journal, seed=config.optimizer.seed)
-    tokenizer = make_tokenizer(config.model, start)
+    tokenizer = make_tokenizer(config.model, start, journal.warn)
     template = make_template(config.prompt, tokenizer, start.card)
     budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
     train_on: TrainOn = "last" if config.history.mask_history else "all"

@@ -170,14 +170,8 @@ def check_tuning(start: Start, tuning: TuningSettings) -> None:
 def _fit_vocabulary(base: SharedBase, settings: ModelSettings, tuning: TuningSettings, num_tokens: int) -> None:
     """Grow the vocabulary to that of the tokenizer, where it may."""
     rows = num_rows(base.model)
-    if num_tokens <= rows:
+    if num_tokens <= rows or not settings.resize_vocab:
         return
-    if not settings.resize_vocab:
-        raise ModelError(
-            f"the tokenizer has {num_tokens:,} tokens, the embeddings have rows for {rows:,}",
-            where=base.name,
-            remedy="give the tokenizer that belongs to this model, or set resize_vocab: true to grow it",
-        )
     grow_vocabulary(base.model, num_tokens)
     learned = tuning.modules_to_save if tuning.finetuning_type == "lora" else ""
     names = [path for path, module in plain_modules(base.model) if module is base.model.get_input_embeddings()]
