@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -166,7 +167,9 @@ def test_what_the_adapters_do_not_reach_is_said(name: str, said: list[str]) -> N
 def test_an_adapter_on_all_is_on_linear_layers_and_nothing_else(name: str) -> None:
     """PEFT turns some names into others on mixtures of experts: what is trained is what was named."""
     base = seated(name)
-    config = base.seat("policy").config
+    own = base.seat("policy").own
+    assert own is not None
+    config: Any = own.config
     assert not config.target_parameters
     owners = {parameter.partition(".lora_")[0] for parameter in base.role_parameters("policy")}
     assert {owner.rpartition(".")[2] for owner in owners} == set(config.target_modules)

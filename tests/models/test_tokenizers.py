@@ -289,7 +289,7 @@ def test_more_tokens_than_rows_are_refused_before_the_model_is_loaded(
     rows = len(tokenizer)
     tokenizer.add_tokens(["<one more>"], special_tokens=True)
     tokenizer.save_pretrained(base)
-    monkeypatch.setattr("duiqi.stages.materials.load_causal_lm", load_causal_lm_is_not_called)
+    monkeypatch.setattr("duiqi.stages.start.load_causal_lm", load_causal_lm_is_not_called)
     expected = rf"has {rows + 1} tokens, but the embedding only {rows} rows \(none for <one more>\)"
     with pytest.raises(ModelError, match=expected) as refused:
         duiqi.run("sft", **workshop.settings("sft", tmp_path / "sft", model_name_or_path=str(base)))
