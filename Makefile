@@ -3,6 +3,9 @@
 # make check  style, types, direction of imports, examples in docstrings
 # make fix    let the formatter and the linter mend what they can
 # make bench-peers, make bench, make bench-scaling    the comparison with TRL and LLaMA-Factory, and what growing costs
+# make ecosystem    proves that PEFT, transformers and vLLM open what duiqi writes; writes docs/ecosystem.md
+# make bench-plan    how well duiqi plan foretells the peak memory (a quarter of an hour)
+# make ecosystem-trackers    trackers as they come from PyPI, each in an environment of its own (minutes)
 # make vllm-env, make test-vllm    an environment with vLLM for the CPU, and the tests that need it (minutes)
 
 PYTHON ?= python3
@@ -15,7 +18,8 @@ ARGS ?=
 VLLM_VENV ?= build/venvs/vllm
 VLLM_PIP ?=
 
-.PHONY: demo test check fix install clean bench bench-peers bench-scaling vllm-env test-vllm
+.PHONY: demo test check fix install clean bench bench-peers bench-plan bench-scaling vllm-env test-vllm
+.PHONY: ecosystem ecosystem-trackers
 
 install: $(VENV)/installed
 
@@ -51,6 +55,9 @@ bench-peers: install
 bench: bench-peers
 	$(BIN)/python benchmarks/compare.py --peers $(PEERS) $(ARGS)
 
+bench-plan: install
+	$(BIN)/python benchmarks/plan_accuracy.py $(ARGS)
+
 bench-scaling: install
 	$(BIN)/python benchmarks/scaling.py $(ARGS)
 
@@ -69,6 +76,13 @@ $(VLLM_VENV)/installed:
 
 test-vllm: install vllm-env
 	DUIQI_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/python -m pytest tests/vllm
+
+# Other tools open what duiqi writes, each in its own environment (tests/ecosystem); minutes
+ecosystem: install vllm-env
+	$(BIN)/python tests/ecosystem/check.py $(ARGS)
+
+ecosystem-trackers: install
+	$(BIN)/python tests/ecosystem/trackers/check_trackers.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from machine import peak_memory_mb, queue_seconds
-from planned import ppo_plan
 from work import BENCH, SIZES, WORKS, BenchmarkError, main_guard, read_rows, write_lines
 
 if TYPE_CHECKING:
@@ -237,8 +236,11 @@ def check_nothing_cut(folder: Path) -> None:
         raise BenchmarkError(f"duiqi did not do the whole work: {found[0]}")
 
 
-def describe(args: argparse.Namespace, job: Job, result: StageResult, start_rss: float) -> dict[str, Any]:
+def describe(
+    args: argparse.Namespace, job: Job, settings: Mapping[str, Any], result: StageResult, start_rss: float
+) -> dict[str, Any]:
     """The JSON line."""
+    wall_s, peak = round(time.monotonic() - BEGIN, 2), peak_memory_mb()  # before the plan is made
     folder = output_folder(args)
     metrics = read_metrics(folder)
     check_lengths(args, metrics)
@@ -252,13 +254,13 @@ def describe(args: argparse.Namespace, job: Job, result: StageResult, start_rss:
         "dtype": args.dtype,
         "grad_ckpt": bool(args.grad_ckpt),
         "note": args.note,
-        "wall_s": round(time.monotonic() - BEGIN, 2),
+        "wall_s": wall_s,
         "train_s": round(train_s, 2),
         "samples": job.num_samples,
         "real_tokens": job.real_tokens,
         "padded_tokens": job.real_tokens,
         "tokens_per_s": round(job.real_tokens / train_s, 1),
-        "peak_rss_mb": round(peak_memory_mb()),
+        "peak_rss_mb": round(peak),
         "start_rss_mb": round(start_rss),
         "phases": phases_of(metrics, train_s),
         "final_loss": losses[-1] if losses else None,
@@ -267,30 +269,24 @@ def describe(args: argparse.Namespace, job: Job, result: StageResult, start_rss:
         "forward_tokens": {},
         "batch_size": args.batch_size,
         "threads": args.threads,
-        **planned_memory(args, job, start_rss),
+        **planned_memory(args, job, settings, peak - start_rss),
         "queue_wait_s": round(queue_seconds(), 2),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "duiqi")},
     }
 
 
-def planned_memory(args: argparse.Namespace, job: Job, start_rss: float) -> dict[str, float]:
-    """What PPO should need, and how many times that it took: the peak less what was there before the model."""
+def planned_memory(args: argparse.Namespace, job: Job, settings: Mapping[str, Any], used_mb: float) -> dict[str, float]:
+    """What PPO should need (`duiqi plan`, libraries left out), and how many times that it took: the peak less what was
+    there before the model.
+    """
     if args.stage not in ONLINE:
         return {}
-    config = json.loads((Path(args.root) / args.size / "policy" / "config.json").read_text(encoding="utf-8"))
-    per_answer = job.real_tokens / job.num_samples
-    plan = ppo_plan(
-        config,
-        dtype=args.dtype,
-        critic=args.critic if args.stage == "ppo" else "none",
-        rank=args.lora_r,
-        update_tokens=round(args.batch_size * per_answer),
-        update_answers=args.batch_size * args.new_tokens,
-        read_tokens=round(args.rollout * per_answer),
-        rollout_tokens=round(args.rollout * per_answer),
-    )
-    over = (peak_memory_mb() - start_rss) / plan.megabytes
-    return {"planned_mb": round(plan.megabytes), "peak_over_planned": round(over, 2)}
+    from duiqi.planning.plan import make_plan
+    from duiqi.settings.resolve import resolve
+
+    plan = make_plan(job.stage, resolve(job.stage, values=settings), libraries=0)  # type: ignore[call-overload]
+    planned_mb = plan.memory.peak / 2**20
+    return {"planned_mb": round(planned_mb), "peak_over_planned": round(used_mb / planned_mb, 2)}
 
 
 def main() -> None:
@@ -315,7 +311,7 @@ def main() -> None:
         result = duiqi.run(job.stage, **settings)  # type: ignore[arg-type]
     except UserError as error:
         raise BenchmarkError(f"duiqi refused the work: {error}") from error
-    line = describe(args, job, result, start_rss) | ({"left_out": left_out} if left_out else {})
+    line = describe(args, job, settings, result, start_rss) | ({"left_out": left_out} if left_out else {})
     text = json.dumps(line, ensure_ascii=False)
     if args.out:
         with args.out.open("a", encoding="utf-8") as file:

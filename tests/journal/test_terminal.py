@@ -46,6 +46,23 @@ def test_plain_lines_keep_to_their_budget_and_show_the_last_step_and_the_end(
     assert all(f"closing {i}" in out.getvalue() for i in range(closing))
 
 
+@settings(max_examples=100)
+@given(st.integers(1, 200), st.lists(st.integers(1, 200), max_size=12))
+def test_a_warning_after_a_full_opening_is_shown_and_hides_nothing(total: int, at: list[int]) -> None:
+    view, out = plain_view()
+    view.stage("ppo", {f"fact {i}": "it is so" for i in range(LINES_PER_STAGE)})
+    shown = [step for step in at if step <= total]
+    for step in range(1, total + 1):
+        for _ in range(shown.count(step)):
+            view.note(f"warning: something at {step}")
+        view.progress(step, total, {"loss": 0.5})
+    view.done(["closing"])
+    lines = out.getvalue().splitlines()
+    assert len(lines) <= LINES_PER_STAGE
+    assert any(f"{total}/{total}" in line for line in lines)
+    assert not shown or f"warning: something at {min(shown)}" in out.getvalue()
+
+
 def test_a_second_stage_has_a_budget_of_its_own() -> None:
     view, out = plain_view()
     for _ in range(2):

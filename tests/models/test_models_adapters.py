@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from tests.conftest import Workshop
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import duiqi
-from duiqi.errors import ModelError
-from duiqi.models.adapters import LoRASpec, linear_names, lora_config, read_adapter
+from duiqi.models.adapter_files import read_adapter
+from duiqi.models.adapters import LoRASpec
 from duiqi.models.fingerprint import fingerprint
 from duiqi.models.shared_base import SharedBase
 
@@ -109,17 +109,6 @@ def test_a_new_adapter_changes_nothing_yet(workshop: Workshop) -> None:
     assert torch.equal(logits(base, "policy"), logits(base, "bare"))
 
 
-def test_all_linear_layers_but_the_head_are_targets(workshop: Workshop) -> None:
-    model = AutoModelForCausalLM.from_pretrained(workshop.base)
-    assert linear_names(model) == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-
-
-def test_a_target_that_matches_nothing_lists_what_there_is(workshop: Workshop) -> None:
-    model = AutoModelForCausalLM.from_pretrained(workshop.base)
-    with pytest.raises(ModelError, match=r"no layer of this model is named 'W_pack'\n.*q_proj"):
-        lora_config(LoRASpec(target="q_proj,W_pack"), model)
-
-
 def test_the_fingerprint_knows_the_weights_and_not_their_precision(workshop: Workshop) -> None:
     exact = AutoModelForCausalLM.from_pretrained(workshop.base, dtype=torch.float32)
     half = AutoModelForCausalLM.from_pretrained(workshop.base, dtype=torch.bfloat16)
@@ -152,14 +141,6 @@ def test_the_tokenizer_and_its_template_travel_with_the_adapter(workshop: Worksh
 def test_tensors_of_any_size_have_a_fingerprint(shape: tuple[int, int]) -> None:
     layer = torch.nn.Linear(shape[1], shape[0], bias=False, dtype=torch.bfloat16)
     assert len(fingerprint(layer)) == 16
-
-
-def test_an_adapter_that_replaces_weights_of_the_base_is_refused(workshop: Workshop, tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(workshop.base)
-    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
-    get_peft_model(model, config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"also replaces weights of the base \(.*lm_head.*\)"):
-        read_adapter(tmp_path)
 
 
 def test_functional_dropouts_are_disabled_too(workshop: Workshop) -> None:

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from duiqi.rollouts.decoder import Decoder
+from duiqi.rollouts.prefix import Decoding
 
 VOCAB, PAD, STOP = 101, 0, 2
 _SHAPE = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -73,5 +74,11 @@ def make_decoder(model: TinyModel, **options: object) -> Decoder:
     return Decoder(
         model,
         decode=lambda ids: " ".join(map(str, ids)),
-        **{"stop_token_ids": [STOP], "pad_token_id": PAD, "max_batch_rows": 8, **options},
+        **{
+            "stop_token_ids": [STOP],
+            "pad_token_id": PAD,
+            "max_batch_rows": 8,
+            "decoding": Decoding.TOGETHER,
+            **options,
+        },
     )

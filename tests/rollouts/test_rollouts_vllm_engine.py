@@ -12,7 +12,8 @@ from fake_vllm import FOREIGN_STOP, STOP, FakeVLLM, log_prob, serving
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from duiqi.errors import DataError, GuardStop, SettingsError
-from duiqi.models.adapters import LoRASpec, read_adapter
+from duiqi.models.adapter_files import read_adapter
+from duiqi.models.adapters import LoRASpec
 from duiqi.models.shared_base import SharedBase
 from duiqi.rollouts.engine import NonFiniteLogits
 from duiqi.rollouts.vllm_engine import Probe, SyncedEngine, VLLMEngine, request_seed, row_log_probs

@@ -143,8 +143,8 @@ class TestRefusals:
             (
                 "sft",
                 {"adapter_name_or_path": "runs/sft", "use_dora": True},
-                "use_dora: has no effect with adapter_name_or_path=runs/sft: that adapter is trained in the shape it "
-                "has\n  -> remove it, or set adapter_name_or_path=null",
+                "use_dora: has no effect with adapter_name_or_path=runs/sft and create_new_adapter=false: the adapter "
+                "that this starts from is trained in the shape it has\n  -> remove it, or set create_new_adapter=true",
             ),
             (
                 "rm",
@@ -166,6 +166,12 @@ class TestRefusals:
             ("ppo", {"whiten_advantages": False, "advantage": "rloo"}, "has no effect with advantage=rloo"),
             ("ppo", {"gamma": 0.9, "advantage": "grpo"}, "set advantage=gae or reinforce++"),
             ("ppo", {"target_kl": 0.2, "ppo_epochs": 1}, "set ppo_epochs above 1"),
+            (
+                "sft",
+                {"run_name": "first"},
+                "run_name: has no effect with report_to=none: there is no tracker to tell\n"
+                "  -> remove it, or set report_to=tensorboard, wandb, swanlab, trackio or mlflow",
+            ),
             ("ppo", {"vllm_python": "python"}, "has no effect with rollout_engine=own\n  -> remove it, or set"),
             ("ppo", {"importance_cap": 3.0}, "set rollout_engine=vllm"),
             ("ppo", {"rollout_engine": "vllm", "generation_batch_size": 8}, "set rollout_engine=own"),
@@ -229,6 +235,21 @@ class TestRefusals:
 
     def test_the_remedy_of_a_misspelt_choice_is_the_nearest_one(self) -> None:
         assert refusal("sft", lr_scheduler_type="cosin").endswith("\n  -> did you mean cosine?")
+
+    @pytest.mark.parametrize(
+        ("value", "remedy"),
+        [
+            ("wandbb", "did you mean wandb or swanlab?"),
+            ("tensorboard, mlfow", "did you mean mlflow?"),
+            ("none,wandb", "Trackers that are told"),
+            ("", "Trackers that are told"),
+        ],
+    )
+    def test_a_list_of_names_with_a_wrong_one(self, value: str, remedy: str) -> None:
+        names = "tensorboard, wandb, swanlab, trackio, mlflow"
+        message = refusal("sft", report_to=value)
+        assert message.startswith(f"report_to: expected none, or names out of {names} with commas between, found")
+        assert f"\n  -> {remedy}" in message
 
     def test_a_number_above_and_at_most(self) -> None:
         assert "expected a number above 0 and at most 1, found '0'" in refusal("ppo", top_p="0")
@@ -305,6 +326,8 @@ def values_of(setting: SettingInfo) -> st.SearchStrategy[Any]:
         "integer above 0": st.integers(1, 10**9),
         "integer of at least 64": st.integers(64, 10**9),
         "integer of at least 0": st.integers(0, 10**9),
+        "integer from 4 to 8": st.integers(4, 8),
+        "integer": st.integers(-(10**9), 10**9),
         "number": st.floats(allow_nan=False, allow_infinity=False),
         "number above 0": st.floats(0, 1e300, exclude_min=True),
         "number of at least 1": st.floats(1, 1e300),
@@ -352,9 +375,14 @@ class TestDump:
 
     def test_it_has_the_order_of_the_help(self) -> None:
         vllm = {"rollout_engine": "vllm", "vllm_python": "python"}
-        config = resolve("ppo", values={**SCORED, **vllm, "val_size": 1, "kl_target": 6.0, "score_norm": False})
-        names = [setting.name for setting in known_settings("ppo") if setting.name != "generation_batch_size"]
-        assert list(dump(config)) == names
+        others = {"val_size": 1, "kl_target": 6.0, "score_norm": False, "report_to": "wandb"}
+        config = resolve("ppo", values={**SCORED, **vllm, **others})
+        known = [setting.name for setting in known_settings("ppo")]
+        dumped = list(dump(config))
+        assert dumped == [name for name in known if name in dumped]
+        idle = {"generation_batch_size", "quantization_type", "double_quantization", "add_tokens"}
+        tuning = {"freeze_trainable_layers", "freeze_trainable_modules", "pre_seq_len", "prefix_projection"}
+        assert set(known) - set(dumped) == idle | tuning
 
     def test_it_leaves_out_what_has_no_effect(self) -> None:
         config = resolve("dpo", values={**REQUIRED, "finetuning_type": "full", "pref_loss": "orpo"})
@@ -436,7 +464,7 @@ class TestKnownSettings:
 
     def test_every_setting_is_read_somewhere(self) -> None:
         known = {setting.name for stage in STAGES for setting in known_settings(stage)}
-        assert len(known) == 102
+        assert len(known) == 118
         sources = [path for path in SOURCE.rglob("*.py") if path.parent.name != "settings"]
         read = {
             node.attr

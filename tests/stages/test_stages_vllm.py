@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 
 import duiqi
 from duiqi.errors import GuardStop, SettingsError
-from duiqi.models.adapters import read_adapter
+from duiqi.models.adapter_files import read_adapter
 from duiqi.models.shared_base import SharedBase
 from duiqi.rollouts.decoder import Decoder
 from duiqi.rollouts.experience import assemble
@@ -172,7 +172,7 @@ def test_a_new_run_in_the_same_place_removes_what_vllm_left(
         ({"vllm_python": "python"}, "vllm_python, vllm_url: .*both are given"),
         (
             {"finetuning_type": "full", "adapter_name_or_path": None},
-            "rollout_engine: vLLM is handed adapters, and full fine-tuning has none",
+            "rollout_engine: vLLM is handed low-rank adapters and nothing else",
         ),
         ({"use_dora": True, "adapter_name_or_path": None}, "use_dora: vLLM takes no DoRA"),
         ({"temperature": 2.5}, "temperature: vLLM samples at a temperature of 2 at most"),

@@ -17,7 +17,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from duiqi.errors import GuardStop
-from duiqi.models.adapters import LoRASpec, save_adapter
+from duiqi.models.adapter_files import save_adapter
+from duiqi.models.adapters import LoRASpec
 from duiqi.models.shared_base import SharedBase
 from duiqi.rollouts.decoder import Decoder
 from duiqi.rollouts.sampling import adjust_logits, log_probs_of
@@ -109,8 +110,8 @@ def hand_over(engine: VLLMEngine, base: SharedBase, directory: Path, *, step: in
 
 def write_policy(base: SharedBase, directory: Path) -> None:
     seat = base.seat("policy")
-    assert seat.adapter is not None
-    save_adapter(directory, seat.network, seat.adapter, seat.config, base=base.name)
+    assert seat.own is not None
+    save_adapter(directory, seat.network, seat.own, base=base.name)
 
 
 def as_text(ids: list[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +16,10 @@ NEVER = -1e30
 it finite. With -inf an entropy would be nan, because 0 times -inf is."""
 
 CHUNK_LOGITS, GPU_CHUNK_LOGITS = 2**22, 2**26
-"""Logits of a chunk. Twice as many numbers exist at a time, 32 MiB in float32, on a GPU 512 MiB: every chunk reads the
-whole head, and a GPU needs no less time for that than to multiply several hundred positions by it."""
+"""Logits of a chunk: 16 MiB in float32, on a GPU 256 MiB, for every chunk reads the whole head, and a GPU needs no less
+time for that than to multiply several hundred positions by it."""
+GIVEN_BACK = 2**25
+"""Bytes of a chunk from which on a CPU's memory for it is not kept; vocabularies beyond 131,072 tokens have them."""
 SMALLEST_CHUNK = 64
 """Positions computed together at least, for fewer would read the whole head for next to nothing; a chunk is a multiple
 of them, and so are all positions where every new number of them costs."""
@@ -177,33 +180,14 @@ class _OnePass(torch.autograd.Function):
     ) -> Tensor:
         log_probs = torch.empty(len(hidden), device=hidden.device)
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        weight = head.weight
+        rooms = _Rooms.for_chunks(min(chunk_size, len(hidden)), head.weight)
         for start in range(0, len(hidden), chunk_size):
             chunk = slice(start, start + chunk_size)
-            # Unless the product is float32 already, `float` copies: everything below may change it in place.
-            z = torch.nn.functional.linear(hidden[chunk].to(weight.dtype), weight, head.bias).float()
-            if head.scale != 1.0:
-                z.mul_(head.scale)
-            bend = None
-            if head.soft_cap is not None:
-                bent = z.div_(head.soft_cap).tanh_()
-                bend = 1.0 - bent.square() if slopes is not None else None
-                z = bent.mul_(head.soft_cap)
-            if ban is not None:
-                ban[chunk].apply_(z)
-            if temperature != 1.0:
-                z.div_(temperature)
-            tokens = targets[chunk].unsqueeze(-1)
-            all_log_probs = z.log_softmax(-1)
-            del z
-            log_probs[chunk] = all_log_probs.gather(-1, tokens).squeeze(-1)
-            if slopes is not None:
-                push = all_log_probs.exp_()  # the probabilities, less 1 at the target: minus the gradient of the logits
-                push.scatter_add_(-1, tokens, push.new_full(tokens.shape, -1.0))
-                if bend is not None:
-                    push.mul_(bend)
-                slopes[chunk] = (push.to(weight.dtype) @ weight).mul_(-head.scale / temperature)
-            del all_log_probs
+            banned = None if ban is None else ban[chunk]
+            slope = None if slopes is None else slopes[chunk]
+            log_probs[chunk] = _chunk_in_one_pass(
+                hidden[chunk], targets[chunk], head, temperature, banned, rooms, slope
+            )
         ctx.save_for_backward(slopes)
         return log_probs
 
@@ -211,3 +195,79 @@ class _OnePass(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
         return (slopes * gradients[0].unsqueeze(-1)).to(slopes.dtype), None, None, None, None, None
+
+
+@dataclass(frozen=True)
+class _Rooms:
+    """Memory for the logits of one chunk after the other."""
+
+    exact: Float[Tensor, "N V"]
+    """In float32."""
+    product: Float[Tensor, "N V"]
+    """In the precision of the head; the same memory where that is float32."""
+
+    @classmethod
+    def for_chunks(cls, num_positions: int, weight: Tensor) -> _Rooms:
+        exact = _room(num_positions, len(weight), torch.float32, weight.device)
+        is_exact = weight.dtype == torch.float32
+        return cls(exact, exact if is_exact else _room(num_positions, len(weight), weight.dtype, weight.device))
+
+
+def _room(num_positions: int, num_tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory that goes back to the system where it is much.
+
+    A C library that keeps what is freed (`training.process`) gives the next chunk other memory than the last one had,
+    if anything was allocated in between: with a large vocabulary, the peak would hold several.
+    """
+    size = num_positions * num_tokens * dtype.itemsize
+    if device.type != "cpu" or size < GIVEN_BACK:
+        return torch.empty(num_positions, num_tokens, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(num_positions, num_tokens)
+
+
+def _chunk_in_one_pass(
+    hidden: Tensor,
+    targets: Tensor,
+    head: OutputHead,
+    temperature: float,
+    ban: Ban | None,
+    rooms: _Rooms,
+    slope: Tensor | None,
+) -> Tensor:
+    """Log-probabilities of a chunk; their gradients with respect to its states are written into `slope`.
+
+    The logits become probabilities, and these the gradient of the logits, in place: with many tokens, a second tensor
+    of their size would be the peak of a whole run.
+    """
+    z, product = rooms.exact[: len(hidden)], rooms.product[: len(hidden)]
+    states, weight = hidden.to(head.weight.dtype), head.weight
+    if head.bias is None:
+        torch.mm(states, weight.t(), out=product)
+    else:
+        torch.addmm(head.bias, states, weight.t(), out=product)
+    if rooms.product is not rooms.exact:
+        z.copy_(product)
+    if head.scale != 1.0:
+        z.mul_(head.scale)
+    bend = None
+    if head.soft_cap is not None:
+        z.div_(head.soft_cap).tanh_()
+        bend = None if slope is None else 1.0 - z.square()
+        z.mul_(head.soft_cap)
+    if ban is not None:
+        ban.apply_(z)
+    if temperature != 1.0:
+        z.div_(temperature)
+    targets = targets.unsqueeze(-1)
+    z.sub_(z.amax(-1, keepdim=True))
+    of_targets = z.gather(-1, targets)
+    total = z.exp_().sum(-1, keepdim=True)
+    if slope is not None:
+        z.div_(total)  # the probabilities, less 1 at the target: minus the gradient of the logits
+        z.scatter_add_(-1, targets, z.new_full(targets.shape, -1.0))
+        if bend is not None:
+            z.mul_(bend)
+        if rooms.product is not rooms.exact:
+            product.copy_(z)
+        slope.copy_(product @ weight).mul_(-head.scale / temperature)
+    return (of_targets - total.log()).squeeze(-1)

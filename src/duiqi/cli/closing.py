@@ -26,7 +26,7 @@ def closing_lines(result: StageResult, config: StageConfig) -> list[str]:
 
 
 def _product(stage: str, config: StageConfig) -> str:
-    kind = "adapter" if config.tuning.finetuning_type == "lora" else "model"
+    kind = "model" if config.tuning.finetuning_type == "full" else "adapter"
     return f"a reward {kind}" if stage == "rm" else f"{'an' if kind == 'adapter' else 'a'} {kind}"
 
 

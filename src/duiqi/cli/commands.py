@@ -58,6 +58,13 @@ COMMANDS: dict[str, Command] = {
         "duiqi ppo --model_name_or_path models/base --adapter_name_or_path runs/sft --reward_model runs/rm"
         " --dataset prompts.json --output_dir runs/ppo",
     ),
+    "plan": Command(
+        "What a run will need: memory, steps, time and disk.",
+        "Train",
+        f"STAGE [RECIPE.yaml] [--json] {_ANY_SETTINGS}",
+        "duiqi plan ppo recipe.yaml learning_rate=1e-5",
+        "duiqi.cli.runners:plan",
+    ),
     "generate": Command(
         "Answer a file of prompts, one JSON line each.",
         "Use",
@@ -78,6 +85,13 @@ COMMANDS: dict[str, Command] = {
         f"MODEL_OR_RUN {_ANY_SETTINGS}",
         "duiqi chat runs/ppo",
         "duiqi.cli.runners:chat",
+    ),
+    "export": Command(
+        "Merge a run into one plain model that needs nothing of duiqi.",
+        "Use",
+        f"MODEL_OR_RUN --output_dir DIR {_ANY_SETTINGS}",
+        "duiqi export runs/ppo --output_dir models/aligned",
+        "duiqi.cli.runners:export",
     ),
     "report": Command(
         "Write one HTML page that compares runs.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `duiqi`; without it, those of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # where installed, it has a line for every command
     is_debugging = "--debug" in words
     try:
         _run([word for word in words if word != "--debug"])
@@ -53,12 +55,12 @@ def _run(words: list[str]) -> None:
         raise SettingsError(f"there is no command {name!r}", remedy=remedy)
 
     from duiqi.cli.arguments import parse
-    from duiqi.cli.options import settings_of
+    from duiqi.cli.options import settings_of, words_of
 
     if "--help" in rest or "-h" in rest:
         _say(command_help(name, settings_of(name)))
         return
-    _load(COMMANDS[name].runner)(name, parse(words, settings_of(name)))
+    _load(COMMANDS[name].runner)(name, parse(words, words_of(name)))
 
 
 def _explain(error: BaseException, *, is_debugging: bool) -> int:

@@ -87,6 +87,22 @@ class PlacementOptions:
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
+class ExportOptions:
+    """Export"""
+
+    output_dir: str
+    """A new or empty directory for the plain model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights that are written. auto: as the base is stored."""
+    max_shard_size: str = "5GB"
+    """Size of one file of weights."""
+    prompts: str | None = None
+    """Rows on whose prompts the result is compared with base and adapters. Default: a few of our own."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
 class ReportOptions:
     """Report"""
 
@@ -108,6 +124,21 @@ class DemoOptions:
     """Seed of the world and of every stage."""
     quick: bool = False
     """A few steps per stage: shows that everything works, not that it learns."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class PlanOptions:
+    """Plan"""
+
+    json: bool = False
+    """Print JSON: sizes in bytes, times in seconds. All other settings are those of the stage: duiqi STAGE --help."""
+
+
+@plain_dataclass(frozen=True)
+class PlanConfig:
+    """How a plan is printed."""
+
+    plan: PlanOptions
 
 
 @plain_dataclass(frozen=True)
@@ -141,6 +172,14 @@ class ChatConfig:
 
 
 @plain_dataclass(frozen=True)
+class ExportConfig:
+    """One plain model from a run and its base."""
+
+    source: ModelToAskOptions
+    export: ExportOptions
+
+
+@plain_dataclass(frozen=True)
 class ReportConfig:
     """One page about several runs."""
 
@@ -164,11 +203,21 @@ def settings_of(command: str) -> list[SettingInfo]:
     return describe(CONFIGS[command], DEFAULTS.get(command, {}))
 
 
+def words_of(command: str) -> list[SettingInfo]:
+    """Every setting that a command line of this command may name: for a plan, those of all stages too."""
+    if command != "plan":
+        return settings_of(command)
+    of_stages = {setting.name: setting for stage in STAGES for setting in settings_of(stage)}
+    return [*settings_of(command), *of_stages.values()]
+
+
 CONFIGS: dict[str, type] = {
     **{str(stage): config for stage, config in STAGES.items()},
+    "plan": PlanConfig,
     "generate": GenerateConfig,
     "score": ScoreConfig,
     "chat": ChatConfig,
+    "export": ExportConfig,
     "report": ReportConfig,
     "demo": DemoConfig,
     "env": EnvironmentConfig,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,14 +15,18 @@ from duiqi.cli.options import (
     ChatConfig,
     DecodingOptions,
     DemoConfig,
+    ExportConfig,
     GenerateConfig,
+    PlanConfig,
     ReportConfig,
     ScoreConfig,
 )
+from duiqi.errors import SettingsError, did_you_mean
 from duiqi.journal.terminal import make_view
+from duiqi.settings.conditions import listing
 from duiqi.settings.recipe import Given
 from duiqi.settings.resolve import build, resolve
-from duiqi.settings.stages import StageName
+from duiqi.settings.stages import STAGES, StageName
 from duiqi.types import Sampling
 
 
@@ -36,6 +41,30 @@ def train(command: str, arguments: Arguments) -> None:
 
     result = run(stage, config, argv=arguments.words, view=make_view())
     _say(*closing_lines(result, config))
+
+
+def plan(command: str, arguments: Arguments) -> None:
+    """Say what a stage will need."""
+    refuse_more_than(2, arguments.positionals)
+    stage, *recipe = arguments.positionals or ("",)
+    if stage not in STAGES:
+        remedy = did_you_mean(stage, STAGES) or f"name a stage first: {listing(STAGES, last='or')}"
+        raise SettingsError("which stage is to be planned?", where="command line", remedy=remedy)
+    own = tuple(given for given in arguments.given if given.key == "json")
+    as_json = build(PlanConfig, own, command=command).plan.json
+    overrides = [given for given in arguments.given if given not in own]
+    config = resolve(stage, recipe=Path(recipe[0]) if recipe else None, overrides=overrides)
+
+    from duiqi.planning.machine import resident_after_imports
+
+    libraries = resident_after_imports()  # before the planner's own imports
+
+    from duiqi.planning.plan import advise, make_plan
+    from duiqi.planning.table import lines_of, values_of
+
+    found = make_plan(stage, config, libraries=libraries)
+    advice = advise(found, config)
+    _say(*([json.dumps(values_of(found, advice), indent=2)] if as_json else lines_of(found, advice)))
 
 
 def generate(command: str, arguments: Arguments) -> None:
@@ -92,6 +121,29 @@ def chat(command: str, arguments: Arguments) -> None:
         source_prefix=config.prompt.source_prefix,
         dtype=config.placement.dtype,
         device=config.placement.device,
+    )
+
+
+def export(command: str, arguments: Arguments) -> None:
+    """Merge a run into a plain model."""
+    config = build(ExportConfig, arguments.named("model"), command=command)
+    settings = config.export
+
+    from duiqi.serving.export import export as write
+
+    made = write(
+        config.source.model,
+        settings.output_dir,
+        dtype=settings.dtype,
+        max_shard_size=settings.max_shard_size,
+        prompts_file=settings.prompts,
+        device=settings.device,
+    )
+    merged = f"{made.merged} adapter{'' if made.merged == 1 else 's'} merged"
+    _say(
+        f"{merged}; on {made.prompts} prompts its outputs differ by {made.gap:.1e} of their size",
+        f"written to {made.directory}",
+        *(f"note: {note}" for note in made.notes),
     )
 
 

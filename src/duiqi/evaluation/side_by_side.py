@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from duiqi.data.encoding import encode_prompt
 from duiqi.data.templates import Template
-from duiqi.models.adapters import read_adapter
+from duiqi.models.lineage import read_stack
 from duiqi.models.shared_base import SharedBase
 from duiqi.packing.memory import MemoryBudget
 from duiqi.rollouts.decoder import Decoder
@@ -50,7 +50,8 @@ def seat_models(base: SharedBase, adapters: Mapping[str, str | None]) -> None:
         if path is None:
             base.seat_bare(label)
         else:
-            base.seat_saved_adapter(label, read_adapter(path), trainable=False)
+            *below, own = read_stack(path)
+            base.seat_saved_adapter(label, own, trainable=False, above=below)
 
 
 def answer_side_by_side(

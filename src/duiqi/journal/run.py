@@ -21,6 +21,9 @@ from duiqi.journal.lines import JsonLines, encode_line
 from duiqi.journal.lock import DirectoryLock
 from duiqi.journal.provenance import git_revision, hardware, versions
 from duiqi.journal.terminal import SilentView, View
+from duiqi.journal.trackers.tracker import Outcome
+from duiqi.journal.trackers.tracking import FOLDER as TRACKERS
+from duiqi.journal.trackers.tracking import Tracking
 from duiqi.settings.recipe import to_yaml
 from duiqi.types import TrainingTotals
 
@@ -41,6 +44,7 @@ _RESULTS = (
     "best",
     "last",
     "vllm",
+    TRACKERS,
 )
 _MODEL = (
     "duiqi.json",
@@ -66,13 +70,15 @@ class Run:
     back, and the directory is unlocked.
     """
 
-    def __init__(self, directory: Path, *, stage: str, view: View, lock: DirectoryLock) -> None:
+    def __init__(self, directory: Path, *, stage: str, view: View, tracking: Tracking, lock: DirectoryLock) -> None:
         self.directory = directory
         self.stage = stage
         self.view = view
         self.is_resumed = False
         """Whether the directory already held this run, to be continued from its last complete checkpoint."""
-        self._lock = lock
+        self._tracking, self._lock = tracking, lock
+        self._outcome: Outcome = "finished"
+        self._settings: dict[str, Any] = {}
         self._manifest: dict[str, Any] = {}
         self._metrics = JsonLines(directory / "metrics.jsonl")
         self._samples = JsonLines(directory / "samples.jsonl")
@@ -89,6 +95,7 @@ class Run:
         overwrite: bool = False,
         resume: bool = False,
         view: View | None = None,
+        tracking: Tracking | None = None,
     ) -> Run:
         """Begin a run in `output_dir`, or continue the one it holds.
 
@@ -100,6 +107,7 @@ class Run:
             overwrite: Remove the run that is there: what duiqi wrote, never other files.
             resume: Continue the run that is there, or begin where there is none; wins over `overwrite`.
             view: Where progress is shown; nowhere by default.
+            tracking: The trackers that are told as well; none by default.
 
         Raises:
             RunError: the directory holds a run, is in use by another process, or cannot be written.
@@ -111,7 +119,7 @@ class Run:
         lock = DirectoryLock(directory)
         try:
             is_resumed = _make_room(directory, stage=stage, overwrite=overwrite, resume=resume)
-            run = cls(directory, stage=stage, view=view or SilentView(), lock=lock)
+            run = cls(directory, stage=stage, view=view or SilentView(), tracking=tracking or Tracking(), lock=lock)
         except BaseException:
             lock.release()
             raise
@@ -121,8 +129,8 @@ class Run:
     def _begin(self, settings: Mapping[str, Any], argv: Sequence[str], *, is_resumed: bool) -> None:
         config = self.directory / "config.yaml"
         before = yaml.safe_load(config.read_text(encoding="utf-8")) or {} if is_resumed and config.exists() else {}
-        kept = {name: value for name, value in settings.items() if name not in _ABOUT_THE_START}
-        atomic_write_text(config, to_yaml(kept))
+        self._settings = {name: value for name, value in settings.items() if name not in _ABOUT_THE_START}
+        atomic_write_text(config, to_yaml(self._settings))
         manifest = self.directory / "manifest.json"
         if is_resumed and manifest.exists():
             self._manifest = json.loads(manifest.read_text(encoding="utf-8"))
@@ -146,22 +154,38 @@ class Run:
         self._manifest.update(fields)
         atomic_write_json(self.directory / "manifest.json", self._manifest)
 
+    def track(self, step: int) -> None:
+        """Open the trackers, as training is about to begin (-1) or to go on from the checkpoint of `step`."""
+        places = self._tracking.open(self.directory, settings=self._settings, step=step, warn=self.warn)
+        if places:
+            self.describe(trackers=places)
+        for name, where in places.items():
+            self.view.note(f"{name}: {where}")
+
     def metrics(self, step: int, values: Mapping[str, float], *, prefix: str = "") -> None:
         """Log numbers of one step as one line. With the prefix `eval`, `loss` becomes `eval_loss`."""
         named = {f"{prefix}_{name}" if prefix else name: value for name, value in values.items()}
         self._metrics.append({"step": step, **named})
+        self._tracking.log(step, named)
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Keep answers as they were at a step: rows of `prompt`, `answer` and, where known, `score`, `kl`, `length`."""
+        rows = list(rows)
         for row in rows:
             self._samples.append({"step": step, **row})
             self.view.sample(
                 step, prompt=str(row.get("prompt", "")), answer=str(row.get("answer", "")), score=row.get("score")
             )
+        self._tracking.samples(step, rows)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Note that something happened now: a checkpoint, a finding of a guard, an interruption ..."""
         self._events.append({"time": _now(), "kind": kind, **fields})
+
+    def warn(self, text: str) -> None:
+        """Tell the user of something that does not stop the run."""
+        self.event("warning", text=text)
+        self.view.note(f"warning: {text}")
 
     def rewind(self, step: int) -> None:
         """Forget the metrics and samples of later steps, because training goes on from a checkpoint at `step`."""
@@ -201,14 +225,18 @@ class Run:
         trained = asdict(totals)
         atomic_write_json(self.directory / "train_results.json", trained)
         atomic_write_json(self.directory / "all_results.json", {**trained, **metrics})
+        self._tracking.summary({**trained, **metrics})
         self.event("finished", seconds=totals.train_runtime)
 
     def close(self) -> None:
-        """Give back the terminal, the files and the directory; closing twice is harmless."""
+        """Give back the terminal, the trackers, the files and the directory; closing twice is harmless."""
         self.view.close()
-        for lines in (self._metrics, self._samples, self._events):
-            lines.close()
-        self._lock.release()
+        try:
+            self._tracking.close(self._outcome)
+        finally:
+            for lines in (self._metrics, self._samples, self._events):
+                lines.close()
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -218,8 +246,10 @@ class Run:
     ) -> None:
         try:
             if isinstance(error, Interrupted | KeyboardInterrupt):
+                self._outcome = "interrupted"
                 self.event("interrupted", message=str(error))
             elif error is not None:
+                self._outcome = "failed"
                 self.event("failed", error=type(error).__name__, message=str(error))
         finally:
             self.close()

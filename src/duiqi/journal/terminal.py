@@ -19,7 +19,8 @@ from duiqi.journal.pace import Pace
 LINES_PER_STAGE = 25
 _PROGRESS_LINES = 8
 _CLOSING_LINES = 6
-_OPENING_LINES = LINES_PER_STAGE - _PROGRESS_LINES - _CLOSING_LINES
+_WARNING_LINES = 1
+_OPENING_LINES = LINES_PER_STAGE - _PROGRESS_LINES - _CLOSING_LINES - _WARNING_LINES
 _VALUES_PER_LINE = 5
 _SAMPLE_CHARACTERS = 160
 
@@ -66,12 +67,14 @@ class PlainView:
     """Plain lines for logs and pipes: at most 25 per stage, however long it runs.
 
     About eight progress lines are spread over the steps; the opening (facts and notes) and the closing have room of
-    their own, so that neither a talkative stage nor a long one can hide the end.
+    their own, so that neither a talkative stage nor a long one can hide the end. One warning is shown even
+    after a full opening.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._opening_left = _OPENING_LINES
+        self._warnings_left = _WARNING_LINES
         self._progress_left = _PROGRESS_LINES
         self._next_due = 0
         self._latest_sample = ""
@@ -79,6 +82,7 @@ class PlainView:
 
     def stage(self, title: str, facts: Mapping[str, str]) -> None:
         self._opening_left, self._progress_left, self._next_due = _OPENING_LINES, _PROGRESS_LINES, 0
+        self._warnings_left = _WARNING_LINES
         self._latest_sample = ""
         self._pace = Pace()
         self._open(f"== {title}")
@@ -87,6 +91,10 @@ class PlainView:
             self._open(f"   {name:<{width}}  {fact}")
 
     def note(self, text: str) -> None:
+        if self._opening_left <= 1 and self._warnings_left > 0 and text.startswith("warning"):
+            self._warnings_left -= 1
+            self._say(f"   {text}")
+            return
         for line in text.split("\n"):
             self._open(f"   {line}")
 

@@ -123,7 +123,8 @@ class _CPU:
         starts = torch.tensor([[segment.start] for segment in group])
         ends = torch.tensor([[segment.end] for segment in group])
         places, is_real = torch.minimum(starts + steps, ends - 1), starts + steps < ends
-        return Part(places, places, is_causal=True, is_real=None if bool(is_real.all()) else is_real)
+        is_even = group[0].length == group[-1].length  # the shortest and the longest
+        return Part(places, places, is_causal=True, is_real=None if is_even else is_real)
 
     def shared(self, tree: SegmentTree) -> list[Part]:
         segments = [segment for level in tree.levels for segment in level]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,18 @@ from typing import Any
 from duiqi.errors import ModelError
 
 CARD_NAME = "duiqi.json"
+
+
+@dataclass(frozen=True)
+class Below:
+    """An adapter that another one was trained on, and is heard with."""
+
+    path: str
+    """Absolute."""
+    digest: str
+    """Of its weights (see `fingerprint.weights_digest`)."""
+    relative: str | None = None
+    """From the run of the one above, so that a folder of runs can be moved as a whole."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +41,11 @@ class ModelCard:
     template: Mapping[str, Any] | None = None
     """The template it was trained with, as `Template.to_dict()` gives it."""
     parents: tuple[str, ...] = ()
-    """Adapters it began from, nearest first."""
+    """Adapters that it began from as a copy, nearest first."""
+    below: tuple[Below, ...] = ()
+    """Adapters that it was trained on and must be heard with, the lowest first."""
+    vocabulary: int = 0
+    """Rows to which the embeddings of the base were grown; 0: they were not."""
     head: str | None = None
     """Name of the head beside the adapter: `score` for a reward model."""
     base_relative: str | None = None
@@ -45,6 +62,19 @@ def run_home(directory: Path) -> Path:
     return parent.parent if parent.name == "checkpoints" else directory.resolve()
 
 
+def relative_to_run(path: str, directory: Path) -> str | None:
+    """An absolute path as seen from the run that `directory` belongs to; None for the name of a model on the hub."""
+    return os.path.relpath(path, run_home(directory)) if os.path.isabs(path) else None
+
+
+def find_again(path: str, relative: str | None, directory: Path) -> Path | None:
+    """Where something that a card names is now: where it was, or beside the run that was moved with it."""
+    if Path(path).exists():
+        return Path(path)
+    moved = run_home(directory) / relative if relative is not None else None
+    return moved.resolve() if moved is not None and moved.exists() else None
+
+
 def read_card(directory: str | Path) -> ModelCard | None:
     """The card in `directory`, or None where there is none (an adapter that another tool wrote).
 
@@ -56,7 +86,8 @@ def read_card(directory: str | Path) -> ModelCard | None:
         return None
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        return ModelCard(**{**fields, "parents": tuple(fields.get("parents", ()))})
+        below = tuple(Below(**each) for each in fields.pop("below", ()))
+        return ModelCard(**{**fields, "parents": tuple(fields.get("parents", ())), "below": below})
     except (ValueError, TypeError) as error:
         raise ModelError(
             f"not a valid model card ({error})",

@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 SAMPLES_PER_TENSOR = 16
 SMALLEST = 1e-4
+QUANTISED = "-" * 8
+"""Stands for the matrices of a base whose values were lost to quantisation."""
+PIECE = 2**20
+"""Numbers that are summed at once: in float64 they are copied for it."""
 
 
 def fingerprint(model: nn.Module) -> str:
     """Sixteen hex digits from the names, shapes and a few values of the parameters.
 
+    Eight of them are of what a quantised base keeps as it is (norms, biases, embeddings, head), eight of its matrices.
     The values are rounded to bfloat16 and tiny ones to zero, so that the same weights in float32 and bfloat16 have the
     same fingerprint (in float16 only weights that were stored in half precision). Take it before adapters are attached.
     """
+    kept, matrices = dict[str, nn.Parameter](), dict[str, nn.Parameter]()
+    ends = (model.get_input_embeddings(), model.get_output_embeddings()) if isinstance(model, PreTrainedModel) else ()
+    outer = {id(parameter) for end in ends if end is not None for parameter in end.parameters()}
+    for name, parameter in model.named_parameters():
+        part = matrices if parameter.ndim > 1 and id(parameter) not in outer else kept
+        part[name] = parameter
+    if not all(parameter.is_floating_point() for parameter in matrices.values()):
+        return _digest(kept.items()) + QUANTISED
+    return _digest(kept.items()) + _digest(matrices.items())
+
+
+def is_same_base(one: str, other: str) -> bool:
+    """Whether two fingerprints are of the same weights, as far as both know them.
+
+    >>> is_same_base("0123456789abcdef", "01234567--------"), is_same_base("0123456789abcdef", "0123456700000000")
+    (True, False)
+    """
+    return one[:8] == other[:8] and (one[8:] == other[8:] or QUANTISED in (one[8:], other[8:]))
+
+
+def _digest(parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    for name, parameter in sorted(parameters):
         flat = parameter.detach().reshape(-1)
         count = min(SAMPLES_PER_TENSOR, flat.numel())
         picks = torch.arange(count, device=flat.device) * (flat.numel() - 1) // max(1, count - 1)
@@ -27,7 +54,7 @@ def fingerprint(model: nn.Module) -> str:
         values = torch.where(values.abs() < SMALLEST, torch.zeros_like(values), values)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(values.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:8]
 
 
 @torch.no_grad()
@@ -38,7 +65,8 @@ def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
-        sums = torch.stack([weight.sum(dtype=torch.float64), weight.abs().sum(dtype=torch.float64)])
+        pieces = weight.detach().reshape(-1).split(PIECE)
+        sums = torch.stack([torch.stack([piece.double().sum(), piece.double().abs().sum()]) for piece in pieces]).sum(0)
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
         digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

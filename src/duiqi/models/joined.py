@@ -15,6 +15,7 @@ from peft.tuners.lora import Linear as LoRALinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from duiqi.models.own_weights import OwnParameter
 from duiqi.models.tree_attention import Voice
 
 
@@ -22,24 +23,33 @@ def base_of(linear: Any) -> Any:
     return linear.get_base_layer() if isinstance(linear, BaseTunerLayer) else linear
 
 
-def is_plain_linear(linear: nn.Module, adapter: str | None) -> bool:
-    """Whether it is frozen, and the adapter on it nothing but two matrices now: no dropout acting, no DoRA."""
-    if not isinstance(linear, BaseTunerLayer):
-        return isinstance(linear, nn.Linear) and not linear.weight.requires_grad
-    if type(linear) is not LoRALinear or linear.get_base_layer().weight.requires_grad:
+def is_of_frozen_base(parameter: Tensor) -> bool:
+    """Whether it neither learns nor stands in for another while a role is heard."""
+    return not parameter.requires_grad and not isinstance(parameter, OwnParameter)
+
+
+def is_plain_linear(linear: nn.Module, adapters: Sequence[str]) -> bool:
+    """Whether it is the base's, frozen, and its adapters are two matrices now: no dropout acting, no DoRA."""
+    base = base_of(linear)
+    if type(base) is not nn.Linear or not is_of_frozen_base(base.weight):
         return False
-    layer: Any = linear
-    if adapter is None or adapter not in layer.lora_A:
+    if not isinstance(linear, BaseTunerLayer):
+        return True
+    return type(linear) is LoRALinear and not linear.merged and all(_is_two_matrices(linear, name) for name in adapters)
+
+
+def _is_two_matrices(layer: Any, adapter: str) -> bool:
+    if adapter not in layer.lora_A:
         return True
     dropout = layer.lora_dropout[adapter]
     is_silent = isinstance(dropout, nn.Identity) or not dropout.training or dropout.p == 0.0
     has_bias = layer.lora_A[adapter].bias is not None or layer.lora_B[adapter].bias is not None
-    return is_silent and adapter not in layer.lora_variant and not has_bias and not layer.merged
+    return is_silent and adapter not in layer.lora_variant and not has_bias
 
 
 def lay_side_by_side(parameters: Sequence[nn.Parameter]) -> None:
     """Move matrices of one width into one piece of memory, one below the other; each stays what it was."""
-    if side_by_side(parameters).data_ptr() == parameters[0].data_ptr():
+    if lie_side_by_side(parameters):
         return
     whole = torch.cat([parameter.detach() for parameter in parameters])
     start = 0
@@ -50,14 +60,22 @@ def lay_side_by_side(parameters: Sequence[nn.Parameter]) -> None:
 
 def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors of one width, one below the other: as they are if they lie so in memory, else copied."""
-    first, place = tensors[0], tensors[0].data_ptr()
-    storage = first.untyped_storage().data_ptr()
+    if not lie_side_by_side(tensors):
+        return torch.cat([tensor.detach() for tensor in tensors])
+    size = (sum(map(len, tensors)), *tensors[0].shape[1:])
+    return tensors[0].detach().as_strided(size, tensors[0].stride())
+
+
+def lie_side_by_side(tensors: Sequence[Tensor]) -> bool:
+    """Whether they follow each other in one piece of memory; asks for no address, which a tensor of a plan has not."""
+    storage, place = tensors[0].untyped_storage()._cdata, tensors[0].storage_offset()
     for tensor in tensors:
-        if tensor.data_ptr() != place or tensor.untyped_storage().data_ptr() != storage or not tensor.is_contiguous():
-            return torch.cat([tensor.detach() for tensor in tensors])
-        place += tensor.nbytes
-    size = (sum(map(len, tensors)), *first.shape[1:])
-    return first.detach().as_strided(size, first.stride())
+        if tensor.untyped_storage()._cdata != storage or tensor.storage_offset() != place:
+            return False
+        if not tensor.is_contiguous():
+            return False
+        place += tensor.numel()
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +86,7 @@ class Up:
     """N x r, in the precision of the frozen matrix."""
     scale: float
     ranks: slice
-    """Its columns of the inner states."""
+    """Its columns of the adapter's inner states."""
     columns: slice
     """Its columns of the joined outputs."""
 
@@ -78,6 +96,8 @@ class Thin:
     """An adapter on linear layers side by side, R ranks in all, heard by some tokens of the row."""
 
     tokens: slice
+    ranks: slice
+    """Its columns of the inner states, beside those of other adapters that the same tokens hear."""
     parameters: tuple[Tensor, ...]
     """The matrices that learn, in float32: first (r x K) and second (N x r) of every layer that has them."""
     down: Tensor
@@ -85,25 +105,28 @@ class Thin:
     ups: tuple[Up, ...]
 
     @classmethod
-    def of(cls, linears: Sequence[Any], voice: Voice, dtype: torch.dtype) -> Thin | None:
-        """The adapter of a voice on these layers; None where it has none."""
+    def of(
+        cls, linears: Sequence[Any], adapter: str, tokens: slice, dtype: torch.dtype, *, first_rank: int
+    ) -> Thin | None:
+        """An adapter on these layers; None where it is on none of them."""
         downs, ups, rank, column = list[Tensor](), list[Up](), 0, 0
         parameters: list[Tensor] = []
         for linear in linears:
             columns = slice(column, column + len(base_of(linear).weight))
             column = columns.stop
-            if not isinstance(linear, BaseTunerLayer) or voice.adapter not in linear.lora_A:
+            if not isinstance(linear, BaseTunerLayer) or adapter not in linear.lora_A:
                 continue
             spot: Any = linear
-            down, up = spot.lora_A[voice.adapter].weight, spot.lora_B[voice.adapter].weight
+            down, up = spot.lora_A[adapter].weight, spot.lora_B[adapter].weight
             ranks = slice(rank, rank + len(down))
             rank = ranks.stop
             downs.append(down)
-            ups.append(Up(up.detach().to(dtype), spot.scaling[voice.adapter], ranks, columns))
+            ups.append(Up(up.detach().to(dtype), spot.scaling[adapter], ranks, columns))
             parameters += [down, up]
         if not ups:
             return None
-        return cls(voice.tokens, tuple(parameters), side_by_side(downs).to(dtype), tuple(ups))
+        ranks = slice(first_rank, first_rank + rank)
+        return cls(tokens, ranks, tuple(parameters), side_by_side(downs).to(dtype), tuple(ups))
 
     def rows(self, start: int, count: int) -> slice | None:
         """Which of `count` tokens that begin at `start` hear it."""
@@ -130,8 +153,15 @@ class Joined:
         if any(base.bias is not None for base in bases):
             biases = [weight.new_zeros(len(base.weight)) if base.bias is None else base.bias for base in bases]
             bias = side_by_side(biases)
-        adapters = (Thin.of(linears, voice, weight.dtype) for voice in voices if voice.adapter is not None)
-        return cls(weight, bias, tuple(len(b.weight) for b in bases), tuple(thin for thin in adapters if thin))
+        adapters: list[Thin] = []
+        for voice in voices:
+            rank = 0
+            for name in voice.adapters:
+                thin = Thin.of(linears, name, voice.tokens, weight.dtype, first_rank=rank)
+                if thin is not None:
+                    adapters.append(thin)
+                    rank = thin.ranks.stop
+        return cls(weight, bias, tuple(len(b.weight) for b in bases), tuple(adapters))
 
     @property
     def width(self) -> int:
@@ -141,7 +171,7 @@ class Joined:
     @property
     def rank(self) -> int:
         """The most ranks that one voice has."""
-        return max((len(thin.down) for thin in self.adapters), default=0)
+        return max((thin.ranks.stop for thin in self.adapters), default=0)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -181,7 +211,7 @@ class Joined:
             rows = thin.rows(start, len(x))
             if rows is None:
                 continue
-            states, outputs = inner[rows, : len(thin.down)], out[rows]
+            states, outputs = inner[rows, thin.ranks], out[rows]
             torch.mm(x[rows], thin.down.t(), out=states)
             for up in thin.ups:
                 outputs[:, up.columns].addmm_(states[:, up.ranks], up.weight.t(), alpha=up.scale)
@@ -206,7 +236,7 @@ class Gradients:
             rows = thin.rows(start, len(x))
             if rows is None:
                 continue
-            of_rows, states = gradient[rows], inner[rows, : len(thin.down)]
+            of_rows, states = gradient[rows], inner[rows, thin.ranks]
             grad_states = torch.empty_like(states)
             for up, grad_up in zip(thin.ups, grad_ups, strict=True):
                 part = of_rows[:, up.columns]

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from duiqi.models.lean import llama_shaped_layers, restore, slim
+from duiqi.models.own_weights import dtype_of
+from duiqi.models.quantized import rounds_activations
 from duiqi.models.tree_attention import NAME, TreeMask, register
 from duiqi.packing.batch import Family, pack
 
@@ -37,6 +39,11 @@ def trunk_of(network: PreTrainedModel) -> nn.Module:
     return inner if decoder is network else decoder
 
 
+def precision_of(model: PreTrainedModel) -> torch.dtype:
+    """How exactly two ways to compute the same agree: as in bfloat16 where activations are rounded to 8 bits."""
+    return torch.bfloat16 if rounds_activations(model) else dtype_of(model)
+
+
 @torch.no_grad()
 def find_layout(model: PreTrainedModel) -> Layout:
     """Choose the fastest way to compute batches that gives the hidden states of one sequence at a time.
@@ -48,9 +55,8 @@ def find_layout(model: PreTrainedModel) -> Layout:
     asked = model.config._attn_implementation
     if asked != "sdpa":
         return Layout(is_packed=False, is_lean=False, reason=f"{asked} attention")
-    kinds = set(getattr(model.config, "layer_types", None) or ())
-    if odd := kinds - {"full_attention", "sliding_attention"}:
-        return Layout(is_packed=False, is_lean=False, reason=f"{type(model).__name__} has layers of {min(odd)}")
+    if odd := _odd_layers(model):
+        return Layout(is_packed=False, is_lean=False, reason=f"{type(model).__name__} has layers of {odd}")
     wanted = _apart(model)
     register()
     model.set_attn_implementation(NAME)
@@ -66,25 +72,64 @@ def find_layout(model: PreTrainedModel) -> Layout:
     return Layout(is_packed=True, is_lean=bool(layers))
 
 
+@torch.no_grad()
+def likely_layout(model: PreTrainedModel) -> Layout:
+    """What `find_layout` will most likely choose, for a network of shapes without weights (on torch's meta device).
+
+    Whether an architecture takes packed rows shows in the shapes; whether it gives the right numbers then does not.
+    Positions that are biases on the scores (ALiBi) never do.
+    """
+    asked = model.config._attn_implementation
+    if asked != "sdpa":
+        return Layout(is_packed=False, is_lean=False, reason=f"{asked} attention")
+    if odd := _odd_layers(model):
+        return Layout(is_packed=False, is_lean=False, reason=f"{type(model).__name__} has layers of {odd}")
+    if getattr(model.config, "alibi", False) or getattr(model.config, "position_embedding", None) == "alibi":
+        return Layout(is_packed=False, is_lean=False, reason=f"{type(model).__name__} has ALiBi positions")
+    register()
+    model.set_attn_implementation(NAME)
+    if reason := _difference(model, None):
+        model.set_attn_implementation(asked)
+        return Layout(is_packed=False, is_lean=False, reason=reason)
+    layers = llama_shaped_layers(model)
+    slim(layers)
+    return Layout(is_packed=True, is_lean=bool(layers))
+
+
 def unslimmed(layout: Layout, model: PreTrainedModel) -> Layout:
     """The layout for weights that learn: lean layers are for frozen ones."""
     restore(llama_shaped_layers(model))
     return replace(layout, is_lean=False)
 
 
-def _difference(model: PreTrainedModel, wanted: Tensor) -> str:
-    """Why the packed row is not the same as its sequences apart; empty when it is."""
+def unpacked(layout: Layout, model: PreTrainedModel, reason: str) -> Layout:
+    """The layout of padded rows, for whatever cannot be packed."""
+    if not layout.is_packed:
+        return layout
+    return replace(unslimmed(layout, model), is_packed=False, reason=reason)
+
+
+def _odd_layers(model: PreTrainedModel) -> str:
+    """A kind of layer that packed rows do not exist for; empty when there is none."""
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    return min(kinds - {"full_attention", "sliding_attention"}, default="")
+
+
+def _difference(model: PreTrainedModel, wanted: Tensor | None) -> str:
+    """Why the packed row is not the same as its sequences apart (`wanted`; None: any will do); empty when it is."""
     try:
         found, mask = _packed(model)
     except (NotImplementedError, RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         return f"{type(model).__name__} does not take packed rows: {reason}"
-    if found.shape != wanted.shape:
+    if wanted is not None and found.shape != wanted.shape:
         return f"{type(model).__name__} does not take packed rows"
     if _slides(model) and mask.windows <= {None}:
         return f"{type(model).__name__} keeps its sliding window to itself"
+    if wanted is None:
+        return ""
     gap = (found - wanted).norm() / wanted.norm()
-    return "" if gap <= TOLERANCE[model.dtype] else f"{type(model).__name__} mixes packed sequences"
+    return "" if gap <= TOLERANCE[precision_of(model)] else f"{type(model).__name__} mixes packed sequences"
 
 
 _PROMPT, _ANSWERS, _ALONE = 5, (3, 4), 6

@@ -11,8 +11,9 @@ The layers stay transformers' and PEFT's: only `forward` is replaced, where `lay
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -21,8 +22,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.activations import SiLUActivation
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from duiqi.models.joined import Gradients, Joined, base_of, is_plain_linear, lay_side_by_side
+from duiqi.models.joined import Gradients, Joined, base_of, is_of_frozen_base, is_plain_linear, lay_side_by_side
 from duiqi.models.tree_attention import Plan, TreeMask, Voice
 
 PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -50,7 +52,7 @@ def _has_shape(layer: nn.Module) -> bool:
     parts = dict(layer.named_modules())
     own = {name for name, _ in parts["self_attn"].named_children()}
     return (
-        all(isinstance(parts.get(name), nn.Linear | BaseTunerLayer) for name in LINEARS)
+        all(type(part := parts.get(name)) is nn.Linear or isinstance(part, BaseTunerLayer) for name in LINEARS)
         and own - {"q_norm", "k_norm"} == {"q_proj", "k_proj", "v_proj", "o_proj"}
         and ("q_norm" in own) == ("k_norm" in own)
         and isinstance(getattr(parts["mlp"], "act_fn", None), nn.SiLU | SiLUActivation)
@@ -90,7 +92,20 @@ def restore(layers: Sequence[nn.Module]) -> None:
         vars(layer).pop("forward", None)
 
 
-def _forward(
+def _forward(layer: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    """A layer's `forward`: hidden states B x T x H to the same, computed again in the backward pass where that is on.
+
+    transformers' recomputation is in the class's `forward`, which ours stands in the place of; older releases have it
+    in `__call__`.
+    """
+    recomputes = layer.training and getattr(layer, "gradient_checkpointing", False)
+    if recomputes and "__call__" not in vars(GradientCheckpointingLayer):
+        found: Tensor = layer._gradient_checkpointing_func(partial(_compute, layer, **kwargs), hidden_states)
+        return found
+    return _compute(layer, hidden_states, **kwargs)
+
+
+def _compute(
     layer: Any,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
@@ -100,7 +115,6 @@ def _forward(
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """A layer's `forward`: hidden states B x T x H to the same."""
     attention, mlp = layer.self_attn, layer.mlp
     shape = hidden_states.shape
     assert position_embeddings is not None
@@ -109,7 +123,7 @@ def _forward(
     if isinstance(attention_mask, TreeMask):
         plan, voices = attention_mask.plan_for(_window_of(attention)), attention_mask.voices or voices
     has_dropout = attention.training and attention.attention_dropout > 0
-    if plan is not None and not has_dropout and _is_plain(attention, voices):
+    if plan is not None and not has_dropout and _is_plain(attention, layer.input_layernorm, voices):
         hidden_states = residual_attention(hidden_states[0], layer, plan, voices, position_embeddings)
     else:
         assert len(voices) == 1, "several voices in a layer that cannot tell them apart"
@@ -123,7 +137,7 @@ def _forward(
             **kwargs,
         )
         hidden_states = hidden_states + attended
-    if not _is_plain(mlp, voices):
+    if not _is_plain(mlp, layer.post_attention_layernorm, voices):
         assert len(voices) == 1, "several voices in a layer that cannot tell them apart"
         output: Tensor = hidden_states + mlp(layer.post_attention_layernorm(hidden_states))
         return output.view(shape)
@@ -131,12 +145,12 @@ def _forward(
 
 
 def _heard(layer: Any, num_tokens: int) -> Voice:
-    """The adapter that PEFT lets all tokens of a row hear now."""
+    """The adapters that PEFT lets all tokens of a row hear now."""
     for linear in (layer.get_submodule(name) for name in LINEARS):
         if isinstance(linear, BaseTunerLayer):
             spot: Any = linear
-            return Voice(None if spot._disable_adapters else spot._active_adapter[0], slice(0, num_tokens))
-    return Voice(None, slice(0, num_tokens))
+            return Voice(() if spot._disable_adapters else tuple(spot._active_adapter), slice(0, num_tokens))
+    return Voice((), slice(0, num_tokens))
 
 
 def _window_of(attention: Any) -> int | None:
@@ -145,24 +159,31 @@ def _window_of(attention: Any) -> int | None:
     return window
 
 
-def tells_apart(model: PreTrainedModel, adapters: Iterable[str], mask: TreeMask) -> bool:
-    """Whether tokens of the row of `mask` may hear different ones of these adapters."""
+def tells_apart(model: PreTrainedModel, mask: TreeMask) -> bool:
+    """Whether tokens of the row of `mask` may hear the different adapters of its voices."""
     layers: list[Any] = llama_shaped_layers(model)
     linears = {layer.get_submodule(name) for layer in layers for name in LINEARS}
     adapted = {module for module in model.modules() if isinstance(module, BaseTunerLayer)}
-    voices = [Voice(adapter, slice(0, 0)) for adapter in adapters]
     has_plans = all(mask.plan_for(_window_of(layer.self_attn)) is not None for layer in layers)
     return (
         has_plans
         and adapted <= linears
-        and all(_is_plain(part, voices) for layer in layers for part in (layer.self_attn, layer.mlp))
+        and all(_is_plain(part, norm, mask.voices) for layer in layers for part, norm in _halves(layer))
     )
 
 
-def _is_plain(part: nn.Module, voices: Sequence[Voice]) -> bool:
+def _halves(layer: Any) -> list[tuple[nn.Module, nn.Module]]:
+    """Attention and MLP, each with the norm before it."""
+    return [(layer.self_attn, layer.input_layernorm), (layer.mlp, layer.post_attention_layernorm)]
+
+
+def _is_plain(part: nn.Module, norm: Any, voices: Sequence[Voice]) -> bool:
     """Whether attention, or an MLP, is frozen, with adapters that are nothing but two matrices now."""
     linears = [child for name, child in part.named_children() if name.endswith("_proj")]
-    return all(is_plain_linear(linear, voice.adapter) for linear in linears for voice in voices)
+    norms: list[Any] = [norm, *(child for name, child in part.named_children() if name.endswith("_norm"))]
+    return all(is_of_frozen_base(each.weight) for each in norms) and all(
+        is_plain_linear(linear, voice.adapters) for linear in linears for voice in voices
+    )
 
 
 # -- blocks of tokens, and norms --------------------------------------------------------------------------------------

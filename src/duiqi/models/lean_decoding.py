@@ -9,6 +9,7 @@ Large bases, and GPUs, keep their matrices where they are; only the adapter's th
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +39,10 @@ class _Layer:
     key_heads: int
 
     @classmethod
-    def of(cls, layer: Any, adapter: str | None, *, copy: bool) -> _Layer:
+    def of(cls, layer: Any, adapters: Sequence[str], *, copy: bool) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         projections, output, gated, down = (
-            Joined.of(linears, [Voice(adapter, slice(0, sys.maxsize))])
+            Joined.of(linears, [Voice(tuple(adapters), slice(0, sys.maxsize))])
             for linears in (
                 [attention.q_proj, attention.k_proj, attention.v_proj],
                 [attention.o_proj],
@@ -54,8 +55,10 @@ class _Layer:
             projections, output, gated, down = (joined.folded() for joined in (projections, output, gated, down))
         return cls(layer, projections, output, gated, down, heads, key_heads)
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, mask: Tensor | None) -> Tensor:
-        """The next hidden states (N x H) of one new token per row."""
+    def __call__(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache, mask: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """The next hidden states (N x H) of one new token per row; the cache is kept in `dtype`."""
         layer, attention = self.layer, self.layer.self_attn
         joined = self.projections.outputs(_normed(x, layer.input_layernorm))
         states = joined.view(len(x), self.heads + 2 * self.key_heads, attention.head_dim)
@@ -65,16 +68,23 @@ class _Layer:
             turning = torch.cat([attention.q_norm(query), attention.k_norm(key)], dim=1)
         turn_(turning, cos, sin)
         query, key = turning.split([self.heads, self.key_heads], dim=1)
-        keys, values = cache.update(key.unsqueeze(2), value.unsqueeze(2), attention.layer_idx)
-        attended = _attend(query.unsqueeze(2).to(keys.dtype), keys, values, mask, attention.scaling)
+        query, key, value = (states.unsqueeze(2).to(dtype) for states in (query, key, value))
+        keys, values = cache.update(key, value, attention.layer_idx)
+        attended = _attend(query, keys, values, mask, attention.scaling)
         x = self.output.outputs(attended.reshape(len(x), -1).to(x.dtype), onto=x)
         gate, up = self.gated.outputs(_normed(x, layer.post_attention_layernorm)).chunk(2, dim=-1)
         return self.down.outputs(nn.functional.silu(gate).mul_(up), onto=x)
 
 
+def is_worth_copying(network: PreTrainedModel) -> bool:
+    """Whether the layers are small enough for a copy, on a CPU."""
+    size = 4 * sum(p.numel() for layer in llama_shaped_layers(network) for p in layer.parameters())
+    return size <= COPY_LIMIT and network.device.type == "cpu"
+
+
 @dataclass(frozen=True)
 class LeanDecoder:
-    """The layers of a network with one adapter heard, ready to take one token per row."""
+    """The layers of a network with its adapters heard, ready to take one token per row."""
 
     trunk: Any
     layers: list[_Layer]
@@ -83,12 +93,15 @@ class LeanDecoder:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, network: PreTrainedModel, adapter: str | None) -> LeanDecoder:
-        """Prepare the network with an adapter as it is now; after an update it needs another one."""
+    def of(cls, network: PreTrainedModel, adapters: Sequence[str], *, copy: bool | None = None) -> LeanDecoder:
+        """Prepare the network with adapters as they are now; after an update it needs another one.
+
+        Args:
+            copy: Whether to copy the layers in float32; None: where `is_worth_copying`.
+        """
         layers = llama_shaped_layers(network)
-        size = 4 * sum(p.numel() for layer in layers for p in layer.parameters())
-        copy = size <= COPY_LIMIT and network.device.type == "cpu"
-        return cls(trunk_of(network), [_Layer.of(layer, adapter, copy=copy) for layer in layers], is_copy=copy)
+        copy = is_worth_copying(network) if copy is None else copy
+        return cls(trunk_of(network), [_Layer.of(layer, adapters, copy=copy) for layer in layers], is_copy=copy)
 
     def step(self, ids: Tensor, positions: Tensor, cache: Cache, visible: Tensor | None) -> Tensor:
         """Hidden states (N x 1 x H, after the final norm) of one token per row (N x 1), the cache grown by it.
@@ -106,7 +119,7 @@ class LeanDecoder:
             hidden = ~visible.bool()[:, None, None, :]
             mask = torch.zeros(hidden.shape, dtype=embedded.dtype, device=x.device).masked_fill_(hidden, -torch.inf)
         for layer in self.layers:
-            x = layer(x, cos, sin, cache, mask)
+            x = layer(x, cos, sin, cache, mask, embedded.dtype)
         return _normed(x, self.trunk.norm).to(embedded.dtype).unsqueeze(1)
 
 

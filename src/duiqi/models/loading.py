@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -17,14 +18,21 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
 from duiqi.errors import ModelError
-from duiqi.models.adapters import CONFIG_NAME, mount, read_adapter
-from duiqi.models.card import ModelCard, read_card, run_home
-from duiqi.models.fingerprint import fingerprint
+from duiqi.models.adapter_files import is_adapter, read_adapter
+from duiqi.models.card import ModelCard, find_again, read_card
+from duiqi.models.fingerprint import fingerprint, is_same_base
+from duiqi.models.lineage import read_stack
 from duiqi.models.ports.registry import find_port, find_tokenizer
+from duiqi.models.quantized import Quantization, compute_alike, quantization_config
+from duiqi.models.seats import take_seat
+from duiqi.models.tokenizers import settle
+from duiqi.models.vocabulary import grow_vocabulary
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,6 +45,11 @@ class Located:
     """Directory or hub name of the full model."""
     adapter: Path | None
     card: ModelCard | None
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows that the embeddings of the base had when the adapter was trained; 0: as many as it has."""
+        return self.card.vocabulary if self.card is not None else 0
 
     @property
     def leaf(self) -> str:
@@ -56,7 +69,7 @@ def locate(path: str) -> Located:
             raise ModelError("there is no such directory", where=path, remedy="check the path")
         return Located(base=path, adapter=None, card=None)
     card = read_card(directory)
-    if (directory / CONFIG_NAME).is_file():
+    if is_adapter(directory):
         return Located(base=_base_of(directory, card), adapter=directory, card=card)
     if (directory / "config.json").is_file():
         return Located(base=str(directory), adapter=None, card=card)
@@ -75,10 +88,9 @@ def locate(path: str) -> Located:
 
 def _base_of(directory: Path, card: ModelCard | None) -> str:
     named = card.base if card else read_adapter(directory).base
-    if Path(named).exists() or not os.path.isabs(named):
-        return named
-    if card and card.base_relative and (moved := run_home(directory) / card.base_relative).exists():
-        return str(moved.resolve())
+    found = find_again(named, card.base_relative if card else None, directory)
+    if found is not None or not os.path.isabs(named):
+        return named if found is None else str(found)
     raise ModelError(
         f"its base model {named} is not there any more",
         where=str(directory),
@@ -160,7 +172,7 @@ def refuse_other_base(where: Located, path: str, *, model: PreTrainedModel) -> N
     """
     if where.adapter is None or where.card is None or model.dtype == torch.float16:
         return
-    if where.card.base_fingerprint != fingerprint(model):
+    if not is_same_base(where.card.base_fingerprint, fingerprint(model)):
         raise ModelError(
             f"the adapter was trained on other weights than are now in {where.base}",
             where=path,
@@ -218,12 +230,17 @@ def load_causal_lm(
     attn_implementation: str = "auto",
     trust_remote_code: bool = False,
     from_scratch: bool = False,
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, nothing trainable.
 
     Raises:
-        ModelError: Nothing loadable is there, or weights are missing.
+        ModelError: Nothing loadable is there, weights are missing, or they cannot be quantised here.
     """
+    quantized: dict[str, Any] = {}
+    if quantization is not None:
+        quantized["quantization_config"] = quantization_config(quantization, device=device, dtype=dtype)
+        quantized["device_map"] = {"": device}
     remedy = "give a directory with config.json and all weights, or the name of a model on the hub"
     attention = None if attn_implementation == "auto" else attn_implementation
     model: PreTrainedModel
@@ -247,41 +264,73 @@ def load_causal_lm(
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, with the weight's name
+                **quantized,
             )
     refuse_incomplete(info, where=path, remedy=remedy)
     model.requires_grad_(False)
+    if quantized:
+        compute_alike(model)
+        return model.eval()
     return model.to(device).eval()
 
 
 @quietly()
-def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in `path`, with a padding token chosen when it has none.
+def load_tokenizer(
+    path: str, *, trust_remote_code: bool = False, say: Callable[[str], object] = bool
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in `path`, with an end token and a padding token. A directory is read alone, without the network.
+
+    Args:
+        say: Told, in plain sentences, what was missing and what stands in for it; by default nobody is.
 
     Raises:
-        ModelError: There is none, or it has no end token.
+        ModelError: There is none, it has code of its own, or nothing could end an answer.
     """
-    remedy = "copy the tokenizer's files of the base model (tokenizer.json, tokenizer_config.json) there"
-    with refusing("has no tokenizer that can be loaded", where=path, remedy=remedy):
+    is_local = Path(path).is_dir()
+    with refusing("has no tokenizer that can be loaded", where=path, remedy=_tokenizer_remedy(path)):
         load = find_tokenizer(path)
         if load is not None:
             tokenizer = load(path)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            "the tokenizer has no end token (eos_token), so answers could never end",
-            where=path,
-            remedy="set eos_token in its tokenizer_config.json",
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+            tokenizer = _transformers_tokenizer(path, trust_remote_code, say, local_files_only=is_local)
+    for finding in settle(tokenizer, path):
+        say(finding)
     return tokenizer
+
+
+def _transformers_tokenizer(
+    path: str, trust_remote_code: bool, say: Callable[[str], object], *, local_files_only: bool
+) -> PreTrainedTokenizerBase:
+    """As transformers loads it; from tokenizer.json alone where it would have to run code that is not trusted."""
+    try:
+        return AutoTokenizer.from_pretrained(
+            path, trust_remote_code=trust_remote_code, local_files_only=local_files_only
+        )
+    except ValueError as error:
+        if "trust_remote_code" not in str(error) or not (Path(path) / "tokenizer.json").is_file():
+            raise
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    tokenizer.init_kwargs.pop("auto_map", None)
+    say("the tokenizer's own code is not run (trust_remote_code is off): it is read from its tokenizer.json")
+    return tokenizer
+
+
+def _tokenizer_remedy(path: str) -> str:
+    directory = Path(path)
+    if directory.is_dir() and not (directory / "tokenizer.json").is_file():
+        if "auto_map" in get_tokenizer_config(path, local_files_only=True):
+            return "set trust_remote_code: true to run the tokenizer's own code, if you trust it"
+        if any(directory.glob("*.model")):
+            return "pip install 'duiqi[legacy]', which reads SentencePiece models"
+    return "copy the tokenizer's files of the base model (tokenizer.json, tokenizer_config.json) there"
 
 
 def load_model(
     path: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """A model or run by its path, its adapter attached: a transformers model, `forward` and `generate` included.
+) -> PreTrainedModel | PeftModel:
+    """A model or run by its path, its adapters attached: a transformers model, `forward` and `generate` included.
+
+    With a learned prefix it is wrapped in a PeftModel, which puts the prefix before every row.
 
     Raises:
         ModelError: It cannot be loaded, is a reward model, or its base has changed.
@@ -294,8 +343,23 @@ def load_model(
     model = load_causal_lm(
         where.base, device=chosen, dtype=choose_dtype(dtype, chosen), trust_remote_code=trust_remote_code
     )
-    if where.adapter is not None:
+    stack = read_stack(where.adapter) if where.adapter is not None else ()
+    if stack:
         refuse_other_base(where, path, model=model)
-        mount(model, "policy", read_adapter(where.adapter), trainable=False)
+        grow_vocabulary(model, where.vocabulary)
+        take_seat(model, "policy", stack)
         model.to(chosen)
+    if where.card is not None and where.card.template and (Path(where.leaf) / "tokenizer_config.json").is_file():
+        tokenizer = load_tokenizer(where.leaf, trust_remote_code=trust_remote_code)
+        _stop_as_trained(model, tokenizer, where.card.template)
+    for saved in reversed(stack):
+        if saved.prefix is not None:
+            return PeftModel.from_pretrained(model, str(saved.path)).to(chosen).eval()
     return model.eval()
+
+
+def _stop_as_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Mapping[str, Any]) -> None:
+    """Let `model.generate` stop where the template ends an answer, which may be another token than the base's."""
+    stops = tokenizer.convert_tokens_to_ids(list(template["stop_tokens"]))
+    model.generation_config.eos_token_id = stops
+    model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
 from duiqi.errors import ModelError
-from duiqi.models.adapters import mount, read_adapter
+from duiqi.models.adapter_files import SavedAdapter, modules_of
+from duiqi.models.classifiers import classifier_class
+from duiqi.models.lineage import read_stack
 from duiqi.models.loading import (
     Located,
     choose_device,
@@ -25,8 +29,11 @@ from duiqi.models.loading import (
 )
 from duiqi.models.measure import measure_scores
 from duiqi.models.ports.registry import find_port
+from duiqi.models.prefix import Prefix, call_behind
 from duiqi.models.reading import last_token
+from duiqi.models.seats import take_seat
 from duiqi.models.shared_base import SharedBase
+from duiqi.models.vocabulary import grow_vocabulary
 from duiqi.packing.batch import Family, pack
 from duiqi.packing.budget import deal
 
@@ -53,15 +60,28 @@ class SharedReward:
 
 @dataclass(frozen=True)
 class StandaloneReward:
-    """A transformers sequence classifier with one label, as `load_reward_model` gives it."""
+    """A transformers sequence classifier with one label, as `load_reward_model` gives it; perhaps behind a prefix."""
 
     network: PreTrainedModel
+    prefix: Prefix | None = None
 
     @torch.no_grad()
     def __call__(self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
         trunk = getattr(self.network, self.network.base_model_prefix)
         positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        hidden = trunk(input_ids, attention_mask=attention_mask.long(), position_ids=positions).last_hidden_state
+        if self.prefix is None:
+            # Behind no padding they are the usual ones, which not every network can be told.
+            told = {} if bool(attention_mask[:, 0].all()) else {"position_ids": positions}
+            hidden = trunk(input_ids, attention_mask=attention_mask.long(), **told).last_hidden_state
+        else:
+            hidden = call_behind(
+                self.prefix,
+                trunk,
+                input_ids,
+                attention_mask=attention_mask.long(),
+                position_ids=positions,
+                cache=DynamicCache(config=self.network.config),
+            ).last_hidden_state
         head: nn.Linear = self.network.score
         scores: Tensor = head(last_token(hidden, attention_mask))
         return scores.squeeze(-1).float()
@@ -87,31 +107,55 @@ def score_token_rows(
     return scores
 
 
-@quietly()
 def load_reward_model(
     path: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A reward model by its path: a transformers sequence classifier with one label, its adapter attached.
+    """A reward model by its path: a transformers sequence classifier with one label, its adapters attached.
+
+    Raises:
+        ModelError: `path` is not a reward model, cannot be loaded as one, or reads behind a learned prefix.
+    """
+    reward = load_standalone_reward(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    if reward.prefix is not None:
+        raise ModelError(
+            "it reads behind a learned prefix, which transformers' classes know nothing of",
+            where=path,
+            remedy=f"score answers with `duiqi score {path} FILE`, or open it with peft's PeftModel",
+        )
+    return reward.network
+
+
+@quietly()
+def load_standalone_reward(
+    path: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> StandaloneReward:
+    """A reward model by its path, on a network of its own.
 
     Raises:
         ModelError: `path` is not a reward model, or cannot be loaded as one.
     """
     where = locate(path)
     _check_is_reward_model(where, path)
-    saved = read_adapter(where.adapter) if where.adapter is not None else None
+    stack = read_stack(where.adapter) if where.adapter is not None else ()
+    saved = stack[-1] if stack else None
     if saved is not None and saved.score is None:
         raise ModelError("the adapter has no score head, so it is not a reward model", where=path, remedy=WHAT_TO_GIVE)
     chosen = choose_device(device)
     tokenizer = load_tokenizer(where.leaf, trust_remote_code=trust_remote_code)
     network: PreTrainedModel
+    kind: Any
     with refusing("cannot be loaded as a reward model", where=path, remedy=WHAT_TO_GIVE):
         port = find_port(where.base)
-        kind = AutoModelForSequenceClassification if port is None else port.classifier_class
+        fields: dict[str, Any] = {"num_labels": 1, "pad_token_id": tokenizer.pad_token_id}
+        if port is None:
+            config = AutoConfig.from_pretrained(where.base, trust_remote_code=trust_remote_code, **fields)
+            kind, fields = classifier_class(config), {"config": config}
+        else:
+            kind = port.classifier_class
         network, info = kind.from_pretrained(
             where.base,
-            num_labels=1,
+            **fields,
             dtype=choose_dtype(dtype, chosen),
-            pad_token_id=tokenizer.pad_token_id,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with the weight's name
@@ -125,11 +169,23 @@ def load_reward_model(
             where=path,
             remedy="give a reward model whose base is a causal language model",
         )
+    grow_vocabulary(network, where.vocabulary)
+    prefix = take_seat(network, "reward", [_of_trunk(each, network) for each in stack]).prefix
     if saved is not None and saved.score is not None:
-        mount(network, "reward", saved, trainable=False)
         head.weight = nn.Parameter(saved.score.clone())
     head.register_forward_pre_hook(_in_precision_of)
-    return network.to(chosen).requires_grad_(False).eval()
+    network.to(chosen).requires_grad_(False).eval()
+    return StandaloneReward(network, None if prefix is None else prefix.to(chosen))
+
+
+def _of_trunk(saved: SavedAdapter, network: PreTrainedModel) -> SavedAdapter:
+    """An adapter without the weights of an output head, which has no part in a score."""
+    own = {name: w for name, w in saved.own.items() if name.startswith(f"{network.base_model_prefix}.")}
+    if len(own) == len(saved.own):
+        return saved
+    config = copy.copy(saved.config)
+    config.modules_to_save = modules_of(own)
+    return replace(saved, config=config, own=own)
 
 
 def _in_precision_of(head: nn.Linear, inputs: tuple[Tensor]) -> tuple[Tensor]:

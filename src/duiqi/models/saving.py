@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from duiqi.models.adapters import save_adapter
-from duiqi.models.card import CARD_NAME, ModelCard, run_home
+from duiqi.models.adapter_files import save_adapter
+from duiqi.models.card import CARD_NAME, ModelCard, relative_to_run
 from duiqi.models.loading import quietly
 from duiqi.models.ports.registry import new_classifier
 from duiqi.models.shared_base import SharedBase
@@ -25,16 +24,21 @@ def save_role(
     seat = base.seat(role)
     head = base.heads.get(role) if role == "reward" else None
     origin = _absolute(base.name)
-    if seat.adapter is not None:
+    if seat.own is not None:
         score = None if head is None else head.weight
-        save_adapter(directory, seat.network, seat.adapter, seat.config, base=origin, score=score)
+        save_adapter(directory, seat.network, seat.own, base=origin, score=score)
     elif head is None:
         seat.network.save_pretrained(directory)
     else:
-        _as_sequence_classifier(seat.network, head.weight, tokenizer).save_pretrained(directory)
+        as_sequence_classifier(seat.network, head.weight, tokenizer).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    relative = os.path.relpath(origin, run_home(directory)) if os.path.isabs(origin) else None
-    complete = replace(card, base=origin, base_fingerprint=base.fingerprint, base_relative=relative)
+    complete = replace(
+        card,
+        base=origin,
+        base_fingerprint=base.fingerprint,
+        base_relative=relative_to_run(origin, directory),
+        below=tuple(replace(each, relative=relative_to_run(each.path, directory)) for each in card.below),
+    )
     (directory / CARD_NAME).write_text(complete.to_json(), encoding="utf-8")
 
 
@@ -42,7 +46,7 @@ def _absolute(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def _as_sequence_classifier(
+def as_sequence_classifier(
     network: PreTrainedModel, score: torch.Tensor, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
     """The same trunk under transformers' sequence-classification class, sharing its storage."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -27,9 +28,9 @@ NAME = "duiqi"
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """An adapter (None: the bare base) and the tokens of a row that hear it."""
+    """Low-rank adapters (none: the bare base) and the tokens of a row that hear them together."""
 
-    adapter: str | None
+    adapters: tuple[str, ...]
     tokens: slice
 
 
@@ -45,7 +46,9 @@ class TreeMask(Tensor):
     @staticmethod
     def carrying(tree: SegmentTree, *, device: torch.device, dtype: torch.dtype) -> TreeMask:
         """The mask for layers that compute in `dtype`."""
-        mask: TreeMask = torch.empty(1, 1, tree.num_tokens, 0, dtype=torch.bool, device=device).as_subclass(TreeMask)
+        with _disable_current_modes():  # of torch's fake tensors, which a plan computes with, no subclass can be made
+            empty = torch.empty(1, 1, tree.num_tokens, 0, dtype=torch.bool, device=device)
+            mask: TreeMask = empty.as_subclass(TreeMask)
         mask.plan, mask.voices = Plan.of(tree, device=device, dtype=dtype), ()
         mask.windows = set()
         return mask

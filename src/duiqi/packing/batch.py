@@ -70,13 +70,19 @@ class PackedBatch:
         names = ("input_ids", "positions", "targets", "before", "rows", "last")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
+    @property
+    def is_even(self) -> bool:
+        """Whether all sequences are of one length."""
+        spans = zip(self.prompts.tolist(), self.answers.tolist(), strict=True)
+        return len({stop - start + end - begin for (start, stop), (begin, end) in spans}) == 1
+
     def sums(self, values: Float[Tensor, " N"]) -> Float[Tensor, " B"]:
         """The sum of a per-token quantity over the learned tokens of each sequence."""
         return values.new_zeros(len(self)).index_add(0, self.rows, values)
 
     def counts(self) -> Int[Tensor, " B"]:
         """Learned tokens of each sequence."""
-        return self.rows.bincount(minlength=len(self))
+        return self.rows.new_zeros(len(self)).index_add(0, self.rows, torch.ones_like(self.rows))
 
     def filled(self, multiple: int) -> PackedBatch:
         """The same batch with a sequence of filling behind it, so that its tokens are a multiple of a number."""

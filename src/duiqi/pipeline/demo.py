@@ -22,7 +22,7 @@ from duiqi.errors import RunError
 from duiqi.evaluation.side_by_side import ModelAnswers, answer_side_by_side, seat_models
 from duiqi.journal.files import atomic_write_json, writing
 from duiqi.journal.terminal import View, make_view
-from duiqi.models.adapters import read_adapter
+from duiqi.models.adapter_files import read_adapter
 from duiqi.models.loading import choose_device, load_causal_lm, load_tokenizer
 from duiqi.models.reward import SharedReward
 from duiqi.models.shared_base import SharedBase

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
 
-from duiqi.rollouts.cache import reserve
 from duiqi.rollouts.engine import DecodableModel, NonFiniteLogits
+from duiqi.rollouts.prefix import Decoding, read_prompts
 from duiqi.rollouts.sampling import adjust_logits, draw, keep_likely, log_probs_of, penalise_repetition, uniforms
 from duiqi.types import Sampling
 
@@ -29,17 +27,12 @@ class DecodingBatch:
     Args:
         prompts: Token ids, one prompt per answer.
         indices: The prompts' positions in the list given to the engine; they seed the random numbers.
+        decoding: How they stand side by side.
     """
 
     _rows: Int[Tensor, " N"]
     _is_alive: Bool[Tensor, " N"]
     _num_alive: int
-    _prompt_ids: Int[Tensor, "N P"]
-    _mask: Bool[Tensor, "N S"] | None
-    """Which of the prompt's and all future answer tokens are real; None when no prompt is padded."""
-    _next_positions: Int[Tensor, " N"]
-    _cache: DynamicCache
-    _hidden: Float[Tensor, "N H"]
 
     def __init__(
         self,
@@ -51,6 +44,7 @@ class DecodingBatch:
         step: int,
         stop_token_ids: Sequence[int],
         pad_token_id: int,
+        decoding: Decoding,
     ) -> None:
         self.prompts, self.indices, self.sampling, self.step = prompts, indices, sampling, step
         self.stop_token_ids, self._model = stop_token_ids, model
@@ -63,7 +57,9 @@ class DecodingBatch:
         self._stops = torch.tensor(stop_token_ids, dtype=torch.long, device=device)
         random_rows = torch.tensor(indices)
         self._uniforms = uniforms(seed=sampling.seed, step=step, rows=random_rows, num_tokens=shape[1]).to(device)
-        self._read_prompts(pad_token_id)
+        self._prefix = read_prompts(model, prompts, decoding, pad_token_id=pad_token_id, room=shape[1])
+        self._rows = torch.arange(len(prompts), device=device)
+        self._is_alive = torch.ones_like(self._rows, dtype=torch.bool)
 
     def draw(self) -> bool:
         """Draw one token for every row; whether any answer wants another one.
@@ -73,14 +69,14 @@ class DecodingBatch:
         """
         position = self.num_drawn
         logits = adjust_logits(
-            self._model.logits(self._hidden),
+            self._model.logits(self._prefix.hidden),
             temperature=self.sampling.temperature,
             suppressed=torch.ones_like(self._is_alive) if position < self.sampling.min_new_tokens else None,
             stop_token_ids=self.stop_token_ids,
         )
         tokens = self._choose(logits)
         log_probs = log_probs_of(logits, tokens)
-        values = self._model.values(self._hidden)
+        values = self._model.values(self._prefix.hidden)
         self.tokens[self._rows, position] = tokens
         self.log_probs[self._rows, position] = log_probs
         if values is not None:
@@ -102,70 +98,25 @@ class DecodingBatch:
         num_finished = len(self._rows) - self._num_alive
         if num_finished and num_finished >= COMPACTION_SHARE * len(self._rows):
             self._select(self._is_alive.nonzero().squeeze(-1))
-        self._forward(self.tokens[self._rows, self.num_drawn - 1].unsqueeze(-1), self._next_positions.unsqueeze(-1))
-        self._next_positions = self._next_positions + 1
+        self._prefix.grow(self.tokens[self._rows, self.num_drawn - 1])
 
     def is_stop(self) -> Bool[Tensor, "B T"]:
         """Where a stop token was drawn."""
         return torch.isin(self.tokens, self._stops)
-
-    def _read_prompts(self, pad_token_id: int) -> None:
-        """Run every distinct prompt once, then give each answer a row of its own."""
-        distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(self.prompts))}
-        device, num_answer_tokens = self._model.device, self.sampling.max_new_tokens
-        self._prompt_ids = pad_sequence(
-            [torch.tensor(prompt) for prompt in distinct],
-            batch_first=True,
-            padding_value=pad_token_id,
-            padding_side="left",
-        ).to(device)
-        num_rows, width = self._prompt_ids.shape
-        lengths = torch.tensor([len(prompt) for prompt in distinct]).to(device)
-        positions = torch.arange(width + num_answer_tokens, device=device) - (width - lengths).unsqueeze(-1)
-        # Without padding there is no mask at all, which spares the attention a dense one.
-        self._mask = positions >= 0 if min(map(len, distinct)) < width else None
-        self._cache = self._model.new_cache()
-        self._rows = torch.arange(num_rows, device=device)
-        self._is_alive = torch.ones_like(self._rows, dtype=torch.bool)
-        self._next_positions = lengths
-        self._forward(self._prompt_ids, positions[:, :width].clamp(min=0))
-        if num_rows < len(self.prompts):
-            self._select(torch.tensor([distinct[prompt] for prompt in self.prompts]).to(device))
-            self._rows = torch.arange(len(self.prompts), device=device)
-        reserve(self._cache, num_answer_tokens)
-
-    def _forward(self, input_ids: Int[Tensor, "N T"], positions: Int[Tensor, "N T"]) -> None:
-        """Grow the cache by these tokens, and keep the hidden state that predicts the next one."""
-        num_seen = self._prompt_ids.shape[1] + self.num_drawn
-        hidden, self._cache = self._model.trunk(
-            input_ids,
-            attention_mask=None if self._mask is None else self._mask[:, :num_seen],
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        self._hidden = hidden[:, -1]
 
     def _choose(self, logits: Tensor) -> Int[Tensor, " N"]:
         """The next token of every row. Whatever truncates or penalises changes the draw, not the logits recorded."""
         sampling = self.sampling
         if sampling.repetition_penalty != 1.0:
             drawn = self.tokens[self._rows, : self.num_drawn]
-            # Padding is no history: it is replaced by the prompt's last token, which is in it anyway.
-            prompts = self._prompt_ids
-            if self._mask is not None:
-                prompts = torch.where(self._mask[:, : prompts.shape[1]], prompts, prompts[:, -1:])
-            logits = penalise_repetition(logits, torch.cat([prompts, drawn], -1), penalty=sampling.repetition_penalty)
+            history = torch.cat([self._prefix.prompts, drawn], -1)
+            logits = penalise_repetition(logits, history, penalty=sampling.repetition_penalty)
         if sampling.temperature == 0:
             return logits.argmax(-1)
         logits = keep_likely(logits, top_k=sampling.top_k, top_p=sampling.top_p)
         return draw(logits, self._uniforms[self._rows, self.num_drawn])
 
     def _select(self, indices: Int[Tensor, " N"]) -> None:
-        """Keep these rows of the state; a row may be named more than once."""
-        self._cache.batch_select_indices(indices)
-        self._hidden, self._prompt_ids = self._hidden[indices], self._prompt_ids[indices]
-        self._next_positions = self._next_positions[indices]
+        """Keep these rows of the state."""
+        self._prefix.select(indices)
         self._rows, self._is_alive = self._rows[indices], self._is_alive[indices]
-        if self._mask is not None:
-            self._mask = self._mask[indices]

@@ -6,7 +6,16 @@ from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+
+
+def select_rows(cache: DynamicCache, indices: Tensor) -> None:
+    """Keep these rows of the cache; a row may be named more than once."""
+    for layer in cache.layers:
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            layer.reorder_cache(indices)  # the only one of transformers' selections that takes states along
+        else:
+            layer.batch_select_indices(indices)
 
 
 def reserve(cache: DynamicCache, num_tokens: int) -> None:

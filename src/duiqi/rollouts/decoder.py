@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import groupby
 
 import torch
 
 from duiqi.errors import DataError
 from duiqi.rollouts.batch import DecodingBatch
 from duiqi.rollouts.engine import DecodableModel
+from duiqi.rollouts.prefix import Decoding, find_decoding
 from duiqi.types import Rollout, Sampling
 
 
@@ -23,6 +25,7 @@ class Decoder:
         pad_token_id: Fills the left of short prompts; masked, so any valid id does.
         max_batch_rows: How many answers are decoded together. Bounds memory; does not change the answers.
         active: Entered around all use of the model: selects the adapter, eval mode, no gradients.
+        decoding: How answers stand side by side; None: tried when it is asked for.
     """
 
     def __init__(
@@ -34,10 +37,19 @@ class Decoder:
         pad_token_id: int,
         max_batch_rows: int = 64,
         active: Callable[[], AbstractContextManager[object]] = torch.no_grad,
+        decoding: Decoding | None = None,
     ) -> None:
         self._model, self._decode, self._active = model, decode, active
         self._stop_token_ids, self._pad_token_id = tuple(stop_token_ids), pad_token_id
-        self._max_batch_rows = max_batch_rows
+        self._max_batch_rows, self._decoding = max_batch_rows, decoding
+
+    @property
+    def decoding(self) -> Decoding:
+        """How answers stand side by side: the fastest way that this model was seen to allow."""
+        if self._decoding is None:
+            with self._active():
+                self._decoding = find_decoding(self._model, pad_token_id=self._pad_token_id)
+        return self._decoding
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, step: int = 0) -> list[Rollout]:
         """One answer per prompt, in the order of the prompts. See `Engine.generate`.
@@ -49,14 +61,22 @@ class Decoder:
         # The longest first: a batch too large for the memory fails at once.
         order = sorted(range(len(token_ids)), key=lambda index: (-len(token_ids[index]), token_ids[index]))
         rollouts: list[Rollout] = []
+        batches = list(self._divided(order, token_ids))
         with self._active():
-            for start in range(0, len(order), self._max_batch_rows):
-                indices = order[start : start + self._max_batch_rows]
+            for indices in batches:
                 batch = self._begin([token_ids[index] for index in indices], indices, sampling, step)
                 while batch.draw():
                     batch.feed()
                 rollouts += self._collect(batch)
         return sorted(rollouts, key=lambda rollout: rollout.index)
+
+    def _divided(self, order: list[int], prompts: list[tuple[int, ...]]) -> Iterator[list[int]]:
+        """Prompts that are decoded together."""
+        apart = self.decoding is Decoding.EQUAL_LENGTHS
+        for _, same in groupby(order, key=lambda index: len(prompts[index]) if apart else 0):
+            indices = list(same)
+            for start in range(0, len(indices), self._max_batch_rows):
+                yield indices[start : start + self._max_batch_rows]
 
     def stream(self, prompt_ids: Sequence[int], sampling: Sampling, *, step: int = 0) -> Iterator[int]:
         """The tokens of one answer as they are drawn, without the stop token: those of `generate([prompt_ids])`.
@@ -85,6 +105,7 @@ class Decoder:
             step=step,
             stop_token_ids=self._stop_token_ids,
             pad_token_id=self._pad_token_id,
+            decoding=self.decoding,
         )
 
     def _collect(self, batch: DecodingBatch) -> list[Rollout]:

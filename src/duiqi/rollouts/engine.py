@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -48,15 +48,16 @@ class DecodableModel(Protocol):
         self,
         input_ids: Int[Tensor, "B T"],
         *,
-        attention_mask: Bool[Tensor, "B S"] | None,
-        position_ids: Int[Tensor, "B T"],
-        past_key_values: DynamicCache,
+        attention_mask: Tensor | None,
+        position_ids: Int[Tensor, "B T"] | None,
+        past_key_values: DynamicCache | None,
         use_cache: bool,
-    ) -> tuple[Float[Tensor, "B T H"], DynamicCache]:
+    ) -> tuple[Float[Tensor, "B T H"], DynamicCache | None]:
         """The last hidden states, and the cache grown by these tokens.
 
         Args:
-            attention_mask: Over the S tokens in the cache and in `input_ids`; None when none of them is padding.
+            attention_mask: B x S, over the tokens in the cache and in `input_ids`; None when none of them is padding.
+            position_ids: None: as the model finds them.
         """
         ...
 

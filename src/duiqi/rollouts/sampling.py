@@ -14,6 +14,8 @@ from torch import Tensor
 from duiqi.algorithms.log_probs import NEVER
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
+PIECE = 2**20
+"""Logits of the rows that a CPU draws from at once: what is computed on the way has their size."""
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
@@ -51,7 +53,8 @@ def adjust_logits(
 
 def log_probs_of(logits: Float[Tensor, "N V"], tokens: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """The log-probability of one token per row; not finite if and only if the row's distribution is broken."""
-    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    normaliser = torch.cat([rows.logsumexp(-1) for rows in logits.split(_rows_at_once(logits))])
+    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - normaliser
 
 
 def penalise_repetition(
@@ -92,6 +95,16 @@ def draw(logits: Float[Tensor, "N V"], uniforms: Float[Tensor, " N"]) -> Int[Ten
     sum over all of it takes longer than the matrix product before it. A token of probability 0 is never drawn. A row
     with nan in it gives some token in range; the caller sees the nan in `log_probs_of`.
     """
+    size = _rows_at_once(logits)
+    return torch.cat([_draw(*rows) for rows in zip(logits.split(size), uniforms.split(size), strict=True)])
+
+
+def _rows_at_once(logits: Float[Tensor, "N V"]) -> int:
+    """Rows whose temporary tensors exist at a time; the launches of more pieces would cost a GPU time."""
+    return max(1, PIECE // logits.shape[-1]) if logits.device.type == "cpu" else max(1, len(logits))
+
+
+def _draw(logits: Float[Tensor, "N V"], uniforms: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
     vocabulary = logits.shape[-1]
     size = math.isqrt(vocabulary - 1) + 1
     blocks = torch.nn.functional.pad(logits.softmax(-1), (0, -vocabulary % size)).view(len(logits), -1, size)

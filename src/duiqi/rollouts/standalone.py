@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from duiqi.data.encoding import encode_conversation, token_budget
 from duiqi.data.templates import from_dict, get_template
 from duiqi.models.loading import load_tokenizer, locate
-from duiqi.models.reward import StandaloneReward, load_reward_model
+from duiqi.models.reward import load_standalone_reward
 from duiqi.rollouts.scoring import Conversation, ModelScorer
 from duiqi.types import Example, Origin
 
@@ -43,5 +43,5 @@ def open_reward_model(
         example = Example(kind="demonstration", prompt=prompt, answers=(answer,), origin=Origin(name))
         return encode_conversation(template, tokenizer, example=example, budget=budget).input_ids
 
-    network = load_reward_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    return ModelScorer(StandaloneReward(network), encode, name=name, batch_size=batch_size)
+    reward = load_standalone_reward(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return ModelScorer(reward, encode, name=name, batch_size=batch_size)

@@ -17,7 +17,7 @@ import torch
 
 from duiqi.algorithms.log_probs import token_log_probs
 from duiqi.errors import DataError, GuardStop, SettingsError
-from duiqi.models.adapters import save_adapter
+from duiqi.models.adapter_files import save_adapter
 from duiqi.models.shared_base import SharedBase
 from duiqi.rollouts.engine import NonFiniteLogits
 from duiqi.rollouts.vllm_http import Address, VLLMError, VLLMRefusal
@@ -228,10 +228,10 @@ class SyncedEngine:
     def sync(self, step: int) -> float:
         """Hand the policy over; the gap that the probe found. See `VLLMEngine.sync`."""
         seat = self._base.seat(self._role)
-        assert seat.adapter is not None, "only an adapter can be swapped"
+        assert seat.own is not None, "only an adapter can be swapped"
         fresh = self._directory / f"step-{step:06d}-{secrets.token_hex(4)}"
         fresh.mkdir(parents=True)
-        save_adapter(fresh, seat.network, seat.adapter, seat.config, base=self._base.name)
+        save_adapter(fresh, seat.network, seat.own, base=self._base.name)
         gap = self._engine.sync(fresh, step)
         # The server may come back to an adapter's files for as long as it uses it.
         for former in self._directory.iterdir():

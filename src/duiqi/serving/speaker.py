@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from duiqi.data.encoding import encode_prompt
 from duiqi.data.templates import Template, from_dict, get_template
-from duiqi.models.adapters import read_adapter
+from duiqi.models.lineage import read_stack
 from duiqi.models.loading import (
     choose_device,
     choose_dtype,
@@ -20,6 +20,7 @@ from duiqi.models.loading import (
     refuse_reward_model,
 )
 from duiqi.models.shared_base import SharedBase
+from duiqi.models.vocabulary import grow_vocabulary
 from duiqi.rollouts.decoder import Decoder
 from duiqi.types import Message
 
@@ -60,9 +61,11 @@ def open_speaker(
     chosen = choose_device(device)
     model = load_causal_lm(where.base, device=chosen, dtype=choose_dtype(dtype, chosen))
     refuse_other_base(where, path, model=model)
+    grow_vocabulary(model, where.vocabulary)
     base = SharedBase(model, name=where.base)
     if where.adapter is not None:
-        base.seat_saved_adapter("policy", read_adapter(where.adapter), trainable=False)
+        *below, own = read_stack(where.adapter)
+        base.seat_saved_adapter("policy", own, trainable=False, above=below)
     else:
         base.seat_bare("policy")
     described = where.card.template if where.card is not None else None

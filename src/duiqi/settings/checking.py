@@ -98,8 +98,9 @@ def _unknown(item: Given, by_name: Mapping[str, SettingInfo], *, command: str, e
 
 
 def _wrong_value(item: Given, setting: SettingInfo, error: ValueError) -> Problem:
-    near = did_you_mean(item.value, setting.choices) if isinstance(item.value, str) else ""
-    return Problem(item.where, str(error), near or setting.help)
+    words = [word.strip() for word in item.value.split(",")] if isinstance(item.value, str) else []
+    unknown = next((word for word in words if word not in setting.choices), "")
+    return Problem(item.where, str(error), did_you_mean(unknown, setting.choices) or setting.help)
 
 
 def _is_overruled(item: Given, condition: Condition, last: Mapping[str, Given]) -> bool:

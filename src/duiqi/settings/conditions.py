@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
+
+from duiqi.settings.groups import TrackerName
+from duiqi.settings.names import NO_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,8 @@ class Condition:
     """What must be so, as it follows "only with" and "set": `pref_loss=simpo`, `kl_target above 0`."""
     reason: str = ""
     """Why nothing happens otherwise, where the words do not say it."""
+    is_in_help: bool = True
+    """Whether the help of the setting names it; not where it would stand beside every other setting."""
 
     def is_met(self, values: Mapping[str, Any]) -> bool:
         """Whether these values of all settings let it act."""
@@ -41,7 +46,8 @@ def condition_in_words(name: str, names: Collection[str]) -> str:
     'pref_loss=simpo'
     """
     conditions = ONLY_WITH.get(name, ())
-    return " and ".join(c.words for c in conditions if any(other in names for other in c.others))
+    there = (condition for condition in conditions if any(other in names for other in condition.others))
+    return " and ".join(condition.words for condition in there if condition.is_in_help)
 
 
 def listing(names: Iterable[str], *, last: str = "and") -> str:
@@ -62,21 +68,36 @@ def _off(other: str) -> Condition:
     return Condition((other,), lambda value: not value, f"{other}=false")
 
 
+def _true(other: str) -> Condition:
+    return Condition((other,), bool, f"{other}=true")
+
+
 def _above(other: str, low: float) -> Condition:
     return Condition((other,), lambda value: value is not None and value > low, f"{other} above {low}")
 
 
-_A_NEW_ADAPTER = (
-    _one_of("finetuning_type", "lora"),
+_ABOVE_OTHERS = Condition(
+    ("adapter_name_or_path", "create_new_adapter"),
+    lambda value: value is None or value is True,
+    "create_new_adapter=true",
+    reason="the adapter that this starts from is trained in the shape it has",
+    is_in_help=False,
+)
+_FOUR_BITS = Condition(("quantization_bit",), lambda value: value == 4, "quantization_bit=4")
+_WHOLE_AND_STILL = (
+    Condition(("weight_decay",), lambda value: value == 0, "weight_decay=0", reason="one half of each adapter stays"),
     Condition(
-        ("adapter_name_or_path",),
-        lambda value: value is None,
-        "adapter_name_or_path=null",
-        reason="that adapter is trained in the shape it has",
+        ("quantization_bit",), lambda value: value is None, "quantization_bit=null", reason="it needs them whole"
     ),
 )
 _EVALUATION = Condition(
     ("eval_dataset", "val_size"), bool, "eval_dataset or val_size", reason="there is nothing to evaluate on"
+)
+_A_TRACKER = Condition(
+    ("report_to",),
+    lambda value: value != NO_NAMES,
+    f"report_to={listing(get_args(TrackerName), last='or')}",
+    reason="there is no tracker to tell",
 )
 _OUR_OWN_SERVER = (
     _one_of("rollout_engine", "vllm"),
@@ -87,10 +108,27 @@ _OUR_OWN_SERVER = (
 
 ONLY_WITH: dict[str, tuple[Condition, ...]] = {
     **dict.fromkeys(
-        ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_rslora", "use_dora"), _A_NEW_ADAPTER
+        ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_rslora", "use_dora", "modules_to_save"),
+        (_one_of("finetuning_type", "lora"), _ABOVE_OTHERS),
     ),
+    **dict.fromkeys(
+        ("freeze_trainable_layers", "freeze_trainable_modules"), (_one_of("finetuning_type", "freeze"), _ABOVE_OTHERS)
+    ),
+    **dict.fromkeys(("pre_seq_len", "prefix_projection"), (_one_of("finetuning_type", "p_tuning"), _ABOVE_OTHERS)),
+    "pissa_init": (
+        _one_of("finetuning_type", "lora"),
+        _ABOVE_OTHERS,
+        *map(_off, ("use_dora", "use_rslora")),
+        *_WHOLE_AND_STILL,
+    ),
+    "loraplus_lr_ratio": (_one_of("finetuning_type", "lora"),),
+    "quantization_bit": (_one_of("finetuning_type", "lora", "p_tuning"),),
+    **dict.fromkeys(("quantization_type", "double_quantization"), (_FOUR_BITS,)),
+    "add_tokens": (_true("resize_vocab"),),
+    "create_new_adapter": (_one_of("finetuning_type", "lora", "freeze", "p_tuning"),),
     "train_from_scratch": (_one_of("finetuning_type", "full"),),
     **dict.fromkeys(("eval_steps", "load_best_model_at_end", "num_eval_samples"), (_EVALUATION,)),
+    **dict.fromkeys(("run_name", "project"), (_A_TRACKER,)),
     "dpo_label_smoothing": (_one_of("pref_loss", "sigmoid"),),
     "simpo_gamma": (_one_of("pref_loss", "simpo"),),
     **dict.fromkeys(("ref_model", "reuse_reference"), (_one_of("pref_loss", "sigmoid", "ipo", "hinge", "kto_pair"),)),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from duiqi.settings.names import NO_NAMES, NamesFrom
 from duiqi.settings.stages import STAGE_DEFAULTS, STAGES, StageName
 
 
@@ -99,6 +100,8 @@ def type_in_words(annotation: Any) -> str:
         return f"{', '.join(words)}, or null"
     if origin is Literal:
         return f"one of {', '.join(arguments)}"
+    if origin is Annotated and isinstance(arguments[1], NamesFrom):
+        return str(arguments[1])
     if origin is Annotated:
         return f"{type_in_words(arguments[0])} {_bounds_in_words(arguments[1:])}"
     if origin is tuple:
@@ -126,4 +129,6 @@ def _bounds_in_words(bounds: tuple[Any, ...]) -> str:
 def _choices(annotation: Any) -> tuple[str, ...]:
     if get_origin(annotation) is Literal:
         return get_args(annotation)
+    if get_origin(annotation) is Annotated and isinstance(get_args(annotation)[1], NamesFrom):
+        return (*get_args(annotation)[1].known, NO_NAMES)
     return next((_choices(argument) for argument in get_args(annotation) if get_origin(argument) is Literal), ())

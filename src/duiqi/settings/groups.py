@@ -6,11 +6,13 @@ recipe or a flag finds its group by itself.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge, Gt, Le
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
+
+from duiqi.settings.names import NamesFrom
 
 GROUP = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
@@ -18,6 +20,8 @@ Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
+
+TrackerName = Literal["tensorboard", "wandb", "swanlab", "trackio", "mlflow"]
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
@@ -27,10 +31,23 @@ class ModelSettings:
     model_name_or_path: str
     """The base model: a directory or a hub name."""
     adapter_name_or_path: str | None = None
-    """The adapter to start from: a run directory or a PEFT directory (its copy is trained, itself never changed)."""
+    """The adapter to start from: a run directory or a PEFT directory (its copy is trained, itself never changed).
+    Several, separated by commas, stand one above the other, and a copy of the last is trained."""
+    create_new_adapter: bool = False
+    """Train a new adapter above those that this starts from, which then stay as they are."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the frozen base; adapters and heads stay in float32. auto: bfloat16 on a GPU or a CPU that
     has instructions for it, else float32; full fine-tuning is always float32."""
+    quantization_bit: Annotated[int, Ge(4), Le(8)] | None = None
+    """Store the matrices of the frozen base in 4 or 8 bits (QLoRA, through bitsandbytes)."""
+    quantization_type: Literal["nf4", "fp4"] = "nf4"
+    """The sixteen values of 4 bits."""
+    double_quantization: bool = True
+    """Quantise the scales of 4 bits too."""
+    resize_vocab: bool = False
+    """Grow embeddings and head where the tokenizer has more tokens than they have rows."""
+    add_tokens: str = ""
+    """Special tokens to add to the vocabulary, separated by commas."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
@@ -44,8 +61,9 @@ class ModelSettings:
 class TuningSettings:
     """Tuning"""
 
-    finetuning_type: Literal["lora", "full"] = "lora"
-    """lora trains small adapters on a frozen base; full trains every weight and keeps a frozen copy as reference."""
+    finetuning_type: Literal["lora", "freeze", "p_tuning", "full"] = "lora"
+    """lora trains small adapters on a frozen base; freeze trains some layers of it whole; p_tuning learns keys and
+    values before the first token (P-Tuning v2); full trains every weight and keeps a frozen copy as reference."""
     lora_rank: Positive = 8
     """Rank of the adapters."""
     lora_alpha: Positive | None = None
@@ -53,11 +71,25 @@ class TuningSettings:
     lora_dropout: Share = 0.0
     """Dropout on the adapters' input while training; always off in rollouts and scoring."""
     lora_target: str = "all"
-    """Names of the linear layers to adapt, separated by commas; all: every linear layer but the head."""
+    """The linear layers to adapt, by the ends of their paths, separated by commas: q_proj, mlp,
+    25.attention.query_key_value, mlp@0-2 for layers 0 to 2; all: every one but the head."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank) instead (rank-stabilised LoRA)."""
     use_dora: bool = False
     """Also learn the magnitude of each weight column (DoRA)."""
+    pissa_init: bool = False
+    """Begin the adapters with the largest singular directions of the weights they are on (PiSSA). They are written
+    with twice the rank."""
+    modules_to_save: str = ""
+    """Modules to train whole beside the adapters, named like lora_target: embed_tokens,lm_head."""
+    freeze_trainable_layers: int = 2
+    """How many of the last layers freeze trains; below 0, of the first."""
+    freeze_trainable_modules: str = "all"
+    """What in those layers it trains, named like lora_target: mlp, self_attn.q_proj; all: everything."""
+    pre_seq_len: Positive = 16
+    """Slots of the prefix that p_tuning learns."""
+    prefix_projection: bool = False
+    """Learn the slots in the hidden size, brought to keys and values by two linear layers."""
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
@@ -116,6 +148,8 @@ class OptimizerSettings:
 
     learning_rate: NonNegative = 1e-4
     """Peak learning rate of AdamW."""
+    loraplus_lr_ratio: Annotated[float, Gt(0)] | None = None
+    """Learn the second matrix of each adapter at so many times the learning rate (LoRA+)."""
     num_train_epochs: NonNegative = 1.0
     """Passes over the data; max_steps wins over it."""
     max_steps: Count = 0
@@ -171,6 +205,14 @@ class RunSettings:
     """Make the best checkpoint the result, instead of the last."""
     plot_loss: bool = False
     """Write plots/*.png at the end (needs matplotlib)."""
+    report_to: Annotated[str, NamesFrom(get_args(TrackerName))] = "none"
+    """Trackers that are told what metrics.jsonl says, with commas between; each needs its package
+    (docs/trackers.md)."""
+    run_name: str | None = None
+    """The run's name in the trackers. Default: the name of output_dir's folder."""
+    project: str | None = None
+    """Its project in the trackers, in MLflow its experiment. Default: the tracker's own environment variable, else
+    duiqi."""
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)

@@ -26,26 +26,23 @@ from duiqi.errors import GuardStop
 from duiqi.journal.run import Run
 from duiqi.models.card import ModelCard
 from duiqi.models.measure import measure_answers
+from duiqi.models.quantized import rounds_activations
 from duiqi.models.saving import save_role
 from duiqi.models.shared_base import SharedBase
 from duiqi.settings.groups import PreferenceSettings
 from duiqi.settings.stages import DPOConfig
 from duiqi.stages.materials import (
     begin,
-    find_start,
     load_rows,
-    make_base,
     make_budget,
     make_cadence,
-    make_card,
     make_learner,
     make_template,
     make_tokenizer,
     plan_steps,
     prepare_rankings,
-    seat_policy,
-    seat_reference,
 )
+from duiqi.stages.start import find_start, make_base, make_card, seat_policy, seat_reference
 from duiqi.training.fit import fit, mean_over
 from duiqi.training.reference import ReferenceMemory, memory_file
 from duiqi.training.session import BestBy, Session
@@ -56,13 +53,13 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     """Raise the better answer against the worse one, relative to the reference (Rafailov et al. 2023, equation 7)."""
     start = find_start(config.model)
     rows = load_rows(config.data, "ranking", journal, seed=config.optimizer.seed)
-    tokenizer = make_tokenizer(config.model, start)
+    tokenizer = make_tokenizer(config.model, start, journal.warn)
     template = make_template(config.prompt, tokenizer, start.card)
     budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
     rankings = prepare_rankings(rows, template, tokenizer, budget)
     data, held_out = rankings.train, rankings.held_out
-    base = make_base(config.model, config.tuning, start)
-    seat_policy(base, start, config.tuning)
+    base = make_base(config.model, config.tuning, start, num_tokens=len(tokenizer))
+    seat_policy(base, start, config.tuning, opening=data.items[0].sequence(0).input_ids)
     needs_reference = config.preference.pref_loss in REFERENCED
     reference = seat_reference(base, config.reference.ref_model) if needs_reference else "none needed"
     base.disable_dropout()
@@ -113,6 +110,9 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
 OPENING_TOLERANCE = 1e-3
 """How far apart the summed log-probabilities of an answer may be at step 0, in nats."""
 
+COARSE_TOLERANCE = 0.3
+"""The same where activations are rounded to 8 bits."""
+
 REFERENCED = frozenset({"sigmoid", "ipo", "hinge", "kto_pair"})
 """The losses that compare with a reference."""
 
@@ -129,7 +129,7 @@ def check_opening(base: SharedBase, batch: RankingBatch, journal: Run) -> None:
     with base.acting("reference"):
         gap = float((policy - answer_log_probs(base, batch)).abs().max())
     journal.event("opening_check", gap=gap)
-    if gap > OPENING_TOLERANCE:
+    if gap > (COARSE_TOLERANCE if rounds_activations(base.model) else OPENING_TOLERANCE):
         raise GuardStop(
             f"the reference is not the policy at step 0: their log-probabilities differ by up to {gap:.2e}",
             remedy="this architecture has a dropout that duiqi does not know: please report it with config.yaml",
@@ -177,7 +177,7 @@ def open_memory(base: SharedBase, config: DPOConfig) -> ReferenceMemory:
     if not config.memory.reuse_reference:
         return ReferenceMemory(None)
     how = base.model.config.to_json_string()  # the same weights can be another network: other positions, a scaled head
-    return ReferenceMemory(memory_file(base.role_fingerprint("reference"), str(base.model.dtype), how))
+    return ReferenceMemory(memory_file(base.role_fingerprint("reference"), str(base.dtype), how))
 
 
 def save(

@@ -16,7 +16,9 @@ from duiqi.errors import GuardStop
 from duiqi.journal.files import atomic_write_json
 from duiqi.journal.run import Run, linked_checkpoint
 from duiqi.journal.terminal import View
+from duiqi.journal.trackers.registry import make_tracking
 from duiqi.rollouts.engine import NonFiniteLogits
+from duiqi.settings.names import listed_names
 from duiqi.settings.resolve import dump
 from duiqi.settings.stages import StageConfig, StageName
 from duiqi.stages import dpo, ppo, pretrain, reward_model, sft
@@ -48,6 +50,7 @@ def run(stage: StageName, config: StageConfig, *, argv: Sequence[str] = (), view
         Interrupted: A signal ended the run after it was saved.
     """
     options = config.run
+    tracking = make_tracking(listed_names(options.report_to), project=options.project, run_name=options.run_name)
     random.seed(config.optimizer.seed)
     torch.manual_seed(config.optimizer.seed)
     with Run.open(
@@ -58,6 +61,7 @@ def run(stage: StageName, config: StageConfig, *, argv: Sequence[str] = (), view
         overwrite=options.overwrite_output_dir,
         resume=options.resume_from_checkpoint,
         view=view,
+        tracking=tracking,
     ) as journal:
         try:
             with prepared_process():

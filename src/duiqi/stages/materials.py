@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from duiqi.data.encoded import EncodedData, EncodingReport, encode_rankings
 from duiqi.data.encoding import EncodedRanking, TokenBudget, describe_first, token_budget
-from duiqi.data.loading import Need, load_examples, split_validation
+from duiqi.data.loading import LoadReport, Need, load_examples, split_validation
 from duiqi.data.order import BatchPlan
 from duiqi.data.registry import parse_dataset_spec
 from duiqi.data.templates import Template, from_dict, get_template
-from duiqi.errors import DataError, ModelError, SettingsError, TemplateError
+from duiqi.errors import DataError, SettingsError, TemplateError
 from duiqi.journal.run import Run
-from duiqi.models.adapters import CONFIG_NAME, LoRASpec, read_adapter
-from duiqi.models.card import ModelCard, read_card
-from duiqi.models.loading import choose_device, choose_dtype, load_causal_lm, load_tokenizer, locate
+from duiqi.models.card import ModelCard
+from duiqi.models.loading import load_tokenizer
 from duiqi.models.shared_base import SharedBase
+from duiqi.models.targets import TrainedRow, trained_rows
+from duiqi.models.tokenizers import refuse_larger_vocabulary
+from duiqi.models.unadapted import unadapted
 from duiqi.packing.memory import MemoryBudget
 from duiqi.settings.groups import (
     BatchSettings,
@@ -30,112 +30,34 @@ from duiqi.settings.groups import (
     OptimizerSettings,
     PromptSettings,
     RunSettings,
-    TuningSettings,
 )
+from duiqi.stages.start import Start
 from duiqi.training.learner import Learner
 from duiqi.training.schedule import Schedule
 from duiqi.training.session import Cadence
 from duiqi.types import Example
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a stage starts from."""
+def make_tokenizer(
+    settings: ModelSettings, start: Start, say: Callable[[str], object] = bool
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of the adapter to start from, or of the base, with the tokens that are to be added.
 
-    base: str
-    adapter: Path | None
-    card: ModelCard | None
-    """The card of the adapter, or of the base where that came from duiqi."""
-
-
-def find_start(settings: ModelSettings, *, role: str = "policy") -> Start:
-    """Where the base and the first adapter lie; `model_name_or_path` may itself be a run.
+    Args:
+        say: Told what was missing in it and mended; by default nobody is.
 
     Raises:
-        ModelError: Nothing usable is there, two adapters are named, or a policy would start from a reward model.
+        ModelError: There is none, or it has more tokens than the base has rows for and may have.
     """
-    start = _locate_start(settings)
-    if role == "policy" and start.card is not None and start.card.role == "reward":
-        raise ModelError(
-            "this is a reward model: it scores answers and cannot learn to give any",
-            where=str(start.adapter or start.base),
-            remedy="start from an sft run, or from the base",
-        )
-    return start
-
-
-def _locate_start(settings: ModelSettings) -> Start:
-    located = locate(settings.model_name_or_path)
-    if settings.adapter_name_or_path is None:
-        return Start(located.base, located.adapter, located.card)
-    adapter = Path(settings.adapter_name_or_path).expanduser()
-    if located.adapter is not None and located.adapter.resolve() != adapter.resolve():
-        raise ModelError(
-            f"is an adapter itself, but adapter_name_or_path names {adapter}",
-            where=f"model_name_or_path: {located.adapter}",
-            remedy=f"keep one of the two: set model_name_or_path: {located.base} to start from {adapter}",
-        )
-    if not (adapter / CONFIG_NAME).is_file():
-        raise ModelError(
-            "there is no adapter here (adapter_config.json is missing)",
-            where=f"adapter_name_or_path: {adapter}",
-            remedy="give the output_dir of a finished run, one of its checkpoints, or a PEFT directory",
-        )
-    return Start(located.base, adapter, read_card(adapter))
-
-
-def make_base(
-    settings: ModelSettings, tuning: TuningSettings, start: Start, *, from_scratch: bool = False
-) -> SharedBase:
-    """The base model on its device, frozen, with nobody seated yet.
-
-    Raises:
-        ModelError: It cannot be loaded, or the adapter to start from belongs to another base.
-        SettingsError: Full fine-tuning was asked for in half precision, which rounds small updates away.
-    """
-    device = choose_device(settings.device)
-    full = tuning.finetuning_type == "full"
-    if full and settings.dtype in ("bfloat16", "float16"):
-        raise SettingsError(
-            f"full fine-tuning in {settings.dtype} loses every update smaller than the rounding of a weight",
-            where="dtype",
-            remedy="leave dtype out (full fine-tuning then uses float32), or set finetuning_type: lora",
-        )
-    model = load_causal_lm(
-        start.base,
-        device=device,
-        dtype=torch.float32 if full else choose_dtype(settings.dtype, device, trains=True),
-        attn_implementation=settings.attn_implementation,
-        trust_remote_code=settings.trust_remote_code,
-        from_scratch=from_scratch,
-    )
-    base = SharedBase(model, name=start.base)
-    if start.adapter is not None and start.card is not None:
-        check_belongs(start.card, base, str(start.adapter))
-    return base
-
-
-def check_belongs(card: ModelCard, base: SharedBase, where: str) -> None:
-    """Refuse an adapter that was trained on other base weights.
-
-    A base in float16 is believed: its rounding is not a step on the way to bfloat16, in which fingerprints are taken.
-
-    Raises:
-        ModelError: The fingerprints differ.
-    """
-    if card.base_fingerprint != base.fingerprint and base.model.dtype != torch.float16:
-        raise ModelError(
-            f"the adapter was trained on {card.base}, whose weights are not those of {base.name}",
-            where=where,
-            remedy=f"set model_name_or_path: {card.base}, or train the adapter again on this base",
-        )
-
-
-def make_tokenizer(settings: ModelSettings, start: Start) -> PreTrainedTokenizerBase:
-    """The tokenizer of the adapter to start from, or of the base."""
     has_own = start.adapter is not None and (start.adapter / "tokenizer_config.json").is_file()
     place = str(start.adapter) if has_own else start.base
-    return load_tokenizer(place, trust_remote_code=settings.trust_remote_code)
+    tokenizer = load_tokenizer(place, trust_remote_code=settings.trust_remote_code, say=say)
+    if not has_own and not settings.resize_vocab:
+        for finding in refuse_larger_vocabulary(tokenizer, start.base):
+            say(finding)
+    if new := [token.strip() for token in settings.add_tokens.split(",") if token.strip()]:
+        tokenizer.add_tokens(new, special_tokens=True)
+    return tokenizer
 
 
 def make_template(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase, card: ModelCard | None) -> Template:
@@ -171,88 +93,6 @@ def refuse_mismatch(ours: Template, theirs: Template, *, whose: str) -> None:
         )
 
 
-def seat_policy(base: SharedBase, start: Start, tuning: TuningSettings, *, role: str = "policy") -> None:
-    """Seat what this stage trains: the adapter it starts from, a fresh one, or the whole base.
-
-    Raises:
-        ModelError: Full fine-tuning was asked to start from an adapter.
-        SettingsError: The adapter to start from was given another shape.
-    """
-    if tuning.finetuning_type == "full":
-        if start.adapter is not None:
-            raise ModelError(
-                "full fine-tuning cannot start from an adapter",
-                where=f"adapter_name_or_path: {start.adapter}",
-                remedy="set finetuning_type: lora, or give a full model",
-            )
-        base.seat_full(role)
-    elif start.adapter is not None:
-        if tuning != TuningSettings():
-            raise SettingsError(
-                f"lora_* and use_* have no effect: {start.adapter} is trained in the shape it has",
-                where=f"model_name_or_path: {start.adapter}",
-                remedy="remove them, or start from the base model to train a new adapter",
-            )
-        base.seat_saved_adapter(role, read_adapter(start.adapter), trainable=True)
-    else:
-        base.seat_new_adapter(role, lora_spec(tuning))
-    base.rest_on(role)
-
-
-def seat_reference(base: SharedBase, named: str | None) -> str:
-    """Seat the reference: the policy as it is now, unless an adapter is named. Returns what it is, in words.
-
-    Raises:
-        ModelError: The named adapter is missing, or belongs to another base.
-    """
-    if named is not None:
-        if not (Path(named) / CONFIG_NAME).is_file():
-            raise ModelError(
-                "there is no adapter here", where=f"ref_model: {named}", remedy="give an adapter directory"
-            )
-        if (card := read_card(named)) is not None:
-            check_belongs(card, base, named)
-    is_base_trained = base.seat("policy").adapter is None
-    if is_base_trained:
-        base.seat_frozen_copy("reference")
-    if named is not None:
-        beside = "reference" if is_base_trained else None
-        base.seat_saved_adapter("reference", read_adapter(named), trainable=False, beside=beside)
-        return named
-    if is_base_trained:
-        return "a frozen copy of the policy at step 0"
-    base.seat_copy("reference", "policy", trainable=False)
-    return "the policy at step 0"
-
-
-def lora_spec(tuning: TuningSettings) -> LoRASpec:
-    """The shape of a new adapter."""
-    return LoRASpec(
-        rank=tuning.lora_rank,
-        alpha=tuning.lora_alpha,
-        dropout=tuning.lora_dropout,
-        target=tuning.lora_target,
-        use_rslora=tuning.use_rslora,
-        use_dora=tuning.use_dora,
-    )
-
-
-def make_card(
-    stage: str, base: SharedBase, start: Start, template: Template | None, *, role: str = "policy"
-) -> ModelCard:
-    """The card that this stage's result will carry."""
-    older = start.card.parents if start.card is not None else ()
-    return ModelCard(
-        stage=stage,
-        role=role,
-        base=base.name,
-        base_fingerprint=base.fingerprint,
-        template=None if template is None else template.to_dict(),
-        parents=(str(start.adapter.resolve()), *older) if start.adapter is not None else (),
-        head="score" if role == "reward" else None,
-    )
-
-
 def encoding_notes(report: EncodingReport) -> list[str]:
     """What became of the rows: the totals in one line, everything cut, dropped or repeated in another."""
     totals, *happened = report.lines()
@@ -274,6 +114,20 @@ def load_rows(settings: DataSettings, need: Need, journal: Run, *, seed: int) ->
 
     Raises:
         DataError: A dataset is missing, malformed or of another kind than needed.
+    """
+    rows, reports = read_rows(settings, need, seed=seed)
+    rejects = [asdict(row) for report in reports for row in report.rejects]
+    if rejects:
+        journal.write_rejects(rejects)
+    journal.describe(data=[asdict(file) for report in reports for file in report.files])
+    return rows
+
+
+def read_rows(settings: DataSettings, need: Need, *, seed: int) -> tuple[Examples, list[LoadReport]]:
+    """The same without a journal, and what was read of each of the two settings.
+
+    Raises:
+        DataError: As `load_rows`.
     """
     loaded = load_examples(
         parse_dataset_spec(settings.dataset),
@@ -298,14 +152,10 @@ def load_rows(settings: DataSettings, need: Need, journal: Run, *, seed: int) ->
         train, held_out = loaded.examples, held.examples
     else:
         train, held_out = split_validation(loaded.examples, settings.val_size, seed=seed)
-    rejects = [asdict(row) for report in reports for row in report.rejects]
-    if rejects:
-        journal.write_rejects(rejects)
-    journal.describe(data=[asdict(file) for report in reports for file in report.files])
     notes = [line for report in reports for line in report.lines()]
     if settings.val_size:
         notes.append(f"{len(held_out)} of them held out for evaluation")
-    return Examples(train, held_out, tuple(notes))
+    return Examples(train, held_out, tuple(notes)), reports
 
 
 @dataclass(frozen=True)
@@ -372,14 +222,27 @@ def make_learner(
     *,
     budget: MemoryBudget | None = None,
 ) -> Learner:
-    """AdamW with the schedule of these settings, on everything that learns."""
+    """AdamW with the schedule of these settings, on everything that learns.
+
+    Raises:
+        SettingsError: `loraplus_lr_ratio` is given and no low-rank adapter learns.
+    """
+    parameters = base.trainable_parameters()
+    second_matrices = [name for name in parameters if ".lora_B." in name]
+    if settings.loraplus_lr_ratio is not None and not second_matrices:
+        raise SettingsError(
+            "no low-rank adapter learns here, so there is none to learn faster",
+            where="loraplus_lr_ratio",
+            remedy="remove it",
+        )
     warmup = settings.warmup_steps or math.ceil(settings.warmup_ratio * total_steps)
     return Learner(
-        base.trainable_parameters(),
+        parameters,
         Schedule(settings.learning_rate, total_steps, warmup, settings.lr_scheduler_type),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         budget=budget or make_memory_budget(settings, journal),
+        faster=dict.fromkeys(second_matrices, settings.loraplus_lr_ratio or 1.0),
     )
 
 
@@ -406,7 +269,9 @@ def begin(
     **facts: str,
 ) -> None:
     """Say on the terminal, and note in the manifest, what is trained from what."""
+    notes = [*notes, *unadapted(base.model)]
     learning = base.trainable_parameters().values()
+    modules = trained_rows([(path, parameter.numel()) for path, parameter in base.trained_modules()])
     trained = sum(p.numel() for p in learning)
     total = sum(p.numel() for p in {*base.model.parameters(), *learning})
     parents = {"base": base.name, "base_fingerprint": base.fingerprint}
@@ -415,15 +280,14 @@ def begin(
     journal.describe(
         parents={**parents, **facts},
         layout=str(base.layout),
-        parameters={"trained": trained, "total": total},
+        parameters={"trained": trained, "total": total, "modules": [asdict(row) for row in modules]},
         notes=list(notes),
     )
     shown = {
         "base": base.name,
         **({"adapter": str(start.adapter)} if start.adapter is not None else {}),
-        "trains": f"{trained:,} of {total:,} parameters, {base.model.dtype} base on {base.device}".replace(
-            "torch.", ""
-        ),
+        "trains": f"{trained:,} of {total:,} parameters, {base.dtype} base on {base.device}".replace("torch.", ""),
+        "learns": describe_trained(modules),
         **({"template": describe_template(template)} if template is not None else {}),
         "computes": str(base.layout),
         **facts,
@@ -433,9 +297,26 @@ def begin(
         journal.view.note(note)
 
 
+def describe_trained(rows: Sequence[TrainedRow]) -> str:
+    """What learns, those in the same layers together.
+
+    >>> rows = [TrainedRow("mlp.up", "0-2", 1200), TrainedRow("mlp.down", "0-2", 9), TrainedRow("head", "", 8)]
+    >>> describe_trained(rows)
+    'layers 0-2: mlp.up (1,200), mlp.down (9); head (8)'
+    """
+    by_layers: dict[str, list[str]] = {}
+    for row in rows:
+        by_layers.setdefault(row.layers, []).append(f"{row.module} ({row.parameters:,})")
+    places = {layers: f"layer{'' if layers.isdigit() else 's'} {layers}: " for layers in by_layers if layers}
+    groups = ((places.get(layers, ""), ", ".join(names)) for layers, names in by_layers.items())
+    return "; ".join(place + names for place, names in groups)
+
+
 def describe_template(template: Template) -> str:
     """The template in a few words."""
     extras: Sequence[str] = [
         f"{name} {text!r}" for name, text in (("system", template.system), ("prefix", template.source_prefix)) if text
     ]
-    return ", ".join([template.name, *extras])
+    first, *others = template.stop_tokens
+    ends = [f"answers end with {first}, and at {' or '.join(others)} too"] if others else []
+    return ", ".join([template.name, *extras, *ends])

@@ -130,7 +130,7 @@ def check_opening(cast: Cast, sampled: Experience, computed: Experience, journal
     remedy = "set dtype: float32 and attn_implementation: eager; if it stays, please report it with config.yaml"
     if cast.importance_cap is not None:
         tolerance, remedy = PROBE_TOLERANCE, "see docs/vllm.md; rollout_engine: own samples without vLLM"
-    if gap > tolerance[cast.base.model.dtype]:
+    if gap > tolerance[cast.base.precision]:
         raise GuardStop(
             f"sampler and trainer disagree: their log-probabilities differ by {gap:.2e} on average", remedy=remedy
         )
@@ -183,7 +183,7 @@ def learn(cast: Cast, learner: Learner, experience: Experience, config: PPOConfi
                 )
                 reports.append(report.as_metrics())
                 if len(reports) == 1:
-                    check_sampler(reports[0].get("approx_kl", 0.0), step, cast.base.model.dtype)
+                    check_sampler(reports[0].get("approx_kl", 0.0), step, cast.base.precision)
             if settings.target_kl and reports[-1].get("approx_kl", 0.0) > 1.5 * settings.target_kl:
                 break
     means = {name: sum(report[name] for report in reports) / len(reports) for name in reports[0]}

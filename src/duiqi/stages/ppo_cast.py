@@ -15,8 +15,9 @@ from duiqi.data.encoding import encode_prompt
 from duiqi.data.templates import Template, from_dict
 from duiqi.errors import ModelError, SettingsError
 from duiqi.journal.run import Run
-from duiqi.models.adapters import read_adapter
 from duiqi.models.card import ModelCard
+from duiqi.models.fingerprint import is_same_base
+from duiqi.models.lineage import read_stack
 from duiqi.models.loading import load_tokenizer, locate
 from duiqi.models.reward import SharedReward
 from duiqi.models.shared_base import SharedBase
@@ -38,19 +39,15 @@ from duiqi.rollouts.standalone import open_reward_model
 from duiqi.settings.stages import PPOConfig
 from duiqi.stages.materials import (
     begin,
-    find_start,
     load_rows,
-    make_base,
     make_budget,
-    make_card,
     make_memory_budget,
     make_template,
     make_tokenizer,
     refuse_mismatch,
-    seat_policy,
-    seat_reference,
 )
 from duiqi.stages.ppo_rollouts import check_rollouts, make_engine, make_sampling
+from duiqi.stages.start import find_start, make_base, make_card, seat_policy, seat_reference
 from duiqi.types import Example, Rollout, Sampling
 
 
@@ -91,7 +88,7 @@ class Cast:
     @property
     def samples_exactly(self) -> bool:
         """Whether the sampler's log-probabilities are the trainer's to the last digits: the own decoder, in float32."""
-        return self.importance_cap is None and self.base.model.dtype == torch.float32
+        return self.importance_cap is None and self.base.precision == torch.float32
 
     @property
     def critic_is_apart(self) -> bool:
@@ -138,19 +135,22 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
     Raises:
         UserError: A model, adapter, reward, dataset or setting does not fit the others.
     """
-    _check_settings(config, journal)
+    check_settings(config)
+    _warn_of_truncation(config, journal)
     start = find_start(config.model)
     rows = load_rows(config.data, "prompt", journal, seed=config.optimizer.seed)
-    tokenizer = make_tokenizer(config.model, start)
+    tokenizer = make_tokenizer(config.model, start, journal.warn)
     template = make_template(config.prompt, tokenizer, start.card)
-    base = make_base(config.model, config.tuning, start)
-    seat_policy(base, start, config.tuning)
+    base = make_base(config.model, config.tuning, start, num_tokens=len(tokenizer))
+    max_prompt_tokens = make_budget(config.data, config.prompt).prompt
+    opening = encode_prompt(template, tokenizer, messages=rows.train[0].prompt, max_prompt_tokens=max_prompt_tokens)
+    seat_policy(base, start, config.tuning, opening=opening)
     reference_name = seat_reference(base, config.reference.ref_model)
     budget = make_memory_budget(config.optimizer, journal)
     parts = [
         _make_scorer(spec, base, template, config, budget) for spec in parse_reward_specs(config.score.reward_model)
     ]
-    critic = _seat_critic(base, config)
+    critic = seat_critic(base, config)
     base.disable_dropout()
     if config.optimizer.gradient_checkpointing:
         base.enable_checkpointing()
@@ -166,8 +166,6 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
         reference=reference_name,
         critic=_describe_critic(critic, base),
     )
-    max_prompt_tokens = make_budget(config.data, config.prompt).prompt
-    opening = encode_prompt(template, tokenizer, messages=rows.train[0].prompt, max_prompt_tokens=max_prompt_tokens)
     return Cast(
         base=base,
         tokenizer=tokenizer,
@@ -202,7 +200,12 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
     )
 
 
-def _check_settings(config: PPOConfig, journal: Run) -> None:
+def check_settings(config: PPOConfig) -> None:
+    """Refuse settings that do not go together, before anything is loaded.
+
+    Raises:
+        SettingsError: They do not.
+    """
     ppo = config.ppo
     if config.sampling.temperature == 0:
         raise SettingsError("PPO needs random answers", where="temperature", remedy="set temperature: 1.0")
@@ -224,6 +227,12 @@ def _check_settings(config: PPOConfig, journal: Run) -> None:
             where="critic",
             remedy="set critic: shared or critic: model, or finetuning_type: lora",
         )
+    if ppo.critic == "model" and config.model.quantization_bit is not None:
+        raise SettingsError(
+            "every weight of the critic would learn, and quantised ones cannot",
+            where="critic",
+            remedy="set critic: shared or critic: adapter, or remove quantization_bit",
+        )
     if ppo.kl_target and ppo.rollout_batch_size > ppo.kl_horizon / ADAPTIVE_CLIP:
         raise SettingsError(
             f"with {ppo.rollout_batch_size} answers in a step the KL weight could turn negative",
@@ -237,6 +246,9 @@ def _check_settings(config: PPOConfig, journal: Run) -> None:
             remedy="set critic: shared, or lower tokens_per_micro_batch instead",
         )
     check_rollouts(config)
+
+
+def _warn_of_truncation(config: PPOConfig, journal: Run) -> None:
     if not make_sampling(config).is_plain:
         warning = (
             "top_p, top_k or repetition_penalty changes the distribution that answers are drawn from, "
@@ -261,18 +273,18 @@ def _make_scorer(
             remedy="give the output_dir of a `duiqi rm` run",
         )
     shares = located.adapter is not None and located.card is not None
-    if shares and located.card is not None and located.card.base_fingerprint == base.fingerprint:
+    if shares and located.card is not None and is_same_base(located.card.base_fingerprint, base.fingerprint):
         if located.card.template and not config.score.allow_template_mismatch:
             theirs = from_dict(
                 located.card.template, load_tokenizer(located.leaf, trust_remote_code=config.model.trust_remote_code)
             )
             refuse_mismatch(template, theirs, whose=f"the reward model {spec.source}")
-        saved = read_adapter(located.leaf)
+        *below, saved = read_stack(located.leaf)
         if saved.score is None:
             raise ModelError("the adapter has no score head", where=f"reward_model: {spec.source}")
         role = next(free for free in numbered("reward") if not base.has(free))
-        beside = None if config.tuning.finetuning_type == "lora" else "reference"
-        base.seat_saved_adapter(role, saved, trainable=False, beside=beside)
+        beside = None if base.seat("policy").stack else "reference"
+        base.seat_saved_adapter(role, saved, trainable=False, above=below, beside=beside)
         base.add_head(role, saved.score, trainable=False)
         return SharedScorer(SharedReward(base, role), name=name, budget=budget), spec.weight
     scorer = open_reward_model(
@@ -286,7 +298,7 @@ def _make_scorer(
     return scorer, spec.weight
 
 
-def _seat_critic(base: SharedBase, config: PPOConfig) -> str:
+def seat_critic(base: SharedBase, config: PPOConfig) -> str:
     """Seat the critic, if advantages need one: on the policy's trunk, or apart and begun from what the reward is."""
     if config.ppo.advantage != "gae":
         return "none"

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
+from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase
 
 from duiqi.algorithms.importance import sampler_mismatch, truncated_importance_weights
@@ -62,11 +63,17 @@ def check_rollouts(config: PPOConfig) -> None:
             where="vllm_python, vllm_url",
             remedy="set vllm_python to the interpreter of vLLM's environment, or vllm_url to a server's address",
         )
-    if config.tuning.finetuning_type == "full":
+    if config.tuning.finetuning_type != "lora" or config.tuning.modules_to_save:
         raise SettingsError(
-            "vLLM is handed adapters, and full fine-tuning has none",
+            "vLLM is handed low-rank adapters and nothing else",
             where="rollout_engine",
-            remedy="set finetuning_type: lora, or rollout_engine: own",
+            remedy="set finetuning_type: lora without modules_to_save, or rollout_engine: own",
+        )
+    if config.model.create_new_adapter:
+        raise SettingsError(
+            "vLLM is handed one adapter, not one above another",
+            where="create_new_adapter",
+            remedy="export the lower one into the base (`duiqi export`), or set rollout_engine: own",
         )
     if config.tuning.use_dora:
         raise SettingsError(
@@ -117,6 +124,8 @@ def make_engine(
         active=lambda: base.acting("policy"),
     )
     if config.rollouts.rollout_engine == "own":
+        journal.describe(decoding=str(own.decoding))
+        journal.view.note(f"answers are decoded {own.decoding}")
         return own
     max_tokens = max_prompt_tokens + config.sampling.max_new_tokens
     probe = make_probe(own, base, opening, max_tokens=max_tokens)
@@ -140,7 +149,7 @@ def make_probe(own: Decoder, base: SharedBase, opening: Sequence[int], *, max_to
     length = min(_PROBE_TOKENS, max_tokens - len(opening))
     answer = own.generate([opening], Sampling(max_new_tokens=length, min_new_tokens=length))[0]
     row = (answer.prompt_ids + answer.answer_ids)[: max_tokens - 1]
-    return Probe(row, partial(row_log_probs, base, "policy"), PROBE_TOLERANCE[base.model.dtype])
+    return Probe(row, partial(row_log_probs, base, "policy"), PROBE_TOLERANCE[base.dtype])
 
 
 def weighted_by_importance(
@@ -176,13 +185,16 @@ def _address(
     if settings.vllm_url is not None:
         return connect(settings.vllm_url)
     assert settings.vllm_python is not None
+    own = base.seat("policy").own
+    assert own is not None
+    assert isinstance(own.config, LoraConfig)
     plan = ServerPlan(
         python=settings.vllm_python,
         model=base.name,
-        dtype=str(base.model.dtype).removeprefix("torch."),
+        dtype=str(base.dtype).removeprefix("torch."),
         stop_token_ids=tuple(stop_token_ids),
         max_tokens=max_tokens,
-        lora_rank=base.seat("policy").config.r,
+        lora_rank=own.config.r,
         memory_share=settings.vllm_memory_share,
         is_eager=base.device.type == "cpu",  # compiling takes longer there than it saves
         trust_remote_code=config.model.trust_remote_code,

@@ -13,16 +13,13 @@ from duiqi.packing.budget import packed_batches
 from duiqi.settings.stages import PretrainConfig
 from duiqi.stages.materials import (
     begin,
-    find_start,
     load_rows,
-    make_base,
     make_cadence,
-    make_card,
     make_learner,
     make_tokenizer,
     plan_steps,
-    seat_policy,
 )
+from duiqi.stages.start import find_start, make_base, make_card, seat_policy
 from duiqi.training.fit import fit
 from duiqi.training.likelihood import perplexity, token_loss
 from duiqi.training.session import BestBy, Session
@@ -33,14 +30,16 @@ def run(config: PretrainConfig, journal: Run) -> StageResult:
     """Minimise the cross-entropy of every token of documents packed into blocks of `cutoff_len`."""
     start = find_start(config.model)
     rows = load_rows(config.data, "text", journal, seed=config.optimizer.seed)
-    tokenizer = make_tokenizer(config.model, start)
+    tokenizer = make_tokenizer(config.model, start, journal.warn)
 
     def pack(examples: Sequence[Example]) -> list[EncodedSequence]:
         return pack_text([e.answers[0] for e in examples], tokenizer, block_size=config.data.cutoff_len)
 
     blocks, held_out = pack(rows.train), pack(rows.held_out)
-    base = make_base(config.model, config.tuning, start, from_scratch=config.scratch.train_from_scratch)
-    seat_policy(base, start, config.tuning)
+    base = make_base(
+        config.model, config.tuning, start, num_tokens=len(tokenizer), from_scratch=config.scratch.train_from_scratch
+    )
+    seat_policy(base, start, config.tuning, opening=blocks[0].input_ids)
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
     tokens = sum(len(block.input_ids) for block in blocks)
     notes = [*rows.notes, f"{tokens:,} tokens in {len(blocks):,} blocks of at most {config.data.cutoff_len}"]

@@ -13,27 +13,26 @@ from duiqi.algorithms.reward_modelling import pairwise_loss
 from duiqi.data.encoded import EncodedData
 from duiqi.data.encoding import EncodedRanking
 from duiqi.data.rankings import RankingBatch, ranking_batches
+from duiqi.errors import SettingsError
 from duiqi.journal.run import Run
-from duiqi.models.adapters import read_adapter
 from duiqi.models.measure import measure_scores
+from duiqi.models.own_weights import OwnParameter
 from duiqi.models.saving import save_role
 from duiqi.models.shared_base import SharedBase
+from duiqi.settings.groups import TuningSettings
 from duiqi.settings.stages import RewardModelConfig
 from duiqi.stages.materials import (
     begin,
-    find_start,
     load_rows,
-    make_base,
     make_budget,
     make_cadence,
-    make_card,
     make_learner,
     make_template,
     make_tokenizer,
     plan_steps,
     prepare_rankings,
-    seat_policy,
 )
+from duiqi.stages.start import find_start, make_base, make_card, seat_policy
 from duiqi.training.fit import fit, mean_over
 from duiqi.training.session import BestBy, Session
 from duiqi.types import StageResult
@@ -46,15 +45,16 @@ def run(config: RewardModelConfig, journal: Run) -> StageResult:
     """Maximise the likelihood that the better answer wins (Bradley-Terry; Ouyang et al. 2022, equation 1)."""
     start = find_start(config.model, role="reward")
     rows = load_rows(config.data, "ranking", journal, seed=config.optimizer.seed)
-    tokenizer = make_tokenizer(config.model, start)
+    tokenizer = make_tokenizer(config.model, start, journal.warn)
     template = make_template(config.prompt, tokenizer, start.card)
     budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
     rankings = prepare_rankings(rows, template, tokenizer, budget)
     data, held_out = rankings.train, rankings.held_out
-    base = make_base(config.model, config.tuning, start)
-    seat_policy(base, start, config.tuning, role="reward")
-    saved = read_adapter(start.adapter) if start.adapter is not None else None
-    base.add_head("reward", saved.score if saved and saved.score is not None else fresh_head(base))
+    base = make_base(config.model, config.tuning, start, num_tokens=len(tokenizer))
+    seat_policy(base, start, config.tuning, opening=data.items[0].sequence(0).input_ids, role="reward")
+    refuse_idle_head(base, config.tuning)
+    score = start.stack[-1].score if start.stack else None
+    base.add_head("reward", score if score is not None else fresh_head(base))
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
     begin(journal, "Reward model", base, start, template, notes=rankings.notes)
 
@@ -79,6 +79,23 @@ def run(config: RewardModelConfig, journal: Run) -> StageResult:
         loss_fn=lambda batch: ranking_loss(base, batch, centering=config.reward.center_rewards_coefficient),
     )
     return session.finish("rm")
+
+
+def refuse_idle_head(base: SharedBase, tuning: TuningSettings) -> None:
+    """Refuse to train an output head that no score depends on.
+
+    Raises:
+        SettingsError: `modules_to_save` names it, and it is not tied to the embeddings.
+    """
+    with base.role("reward"):
+        head, embeddings = base.model.get_output_embeddings(), base.model.get_input_embeddings()
+        is_idle = isinstance(head.weight, OwnParameter) and head.weight is not embeddings.weight
+    if tuning.modules_to_save and is_idle:
+        raise SettingsError(
+            "the output head has no part in a score, so it would learn nothing",
+            where="modules_to_save",
+            remedy="leave it out; the embeddings may stay",
+        )
 
 
 def fresh_head(base: SharedBase) -> torch.Tensor:

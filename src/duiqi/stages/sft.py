@@ -13,18 +13,15 @@ from duiqi.settings.stages import SFTConfig
 from duiqi.stages.materials import (
     begin,
     encoding_notes,
-    find_start,
     load_rows,
-    make_base,
     make_budget,
     make_cadence,
-    make_card,
     make_learner,
     make_template,
     make_tokenizer,
     plan_steps,
-    seat_policy,
 )
+from duiqi.stages.start import find_start, make_base, make_card, seat_policy
 from duiqi.training.fit import fit
 from duiqi.training.likelihood import perplexity, token_loss
 from duiqi.training.session import BestBy, Session
@@ -35,14 +32,14 @@ def run(config: SFTConfig, journal: Run) -> StageResult:
     """Minimise the cross-entropy of the answers' tokens, end token included (Ouyang et al. 2022, section 3.5)."""
     start = find_start(config.model)
     rows = load_rows(config.data, "demonstration", journal, seed=config.optimizer.seed)
-    tokenizer = make_tokenizer(config.model, start)
+    tokenizer = make_tokenizer(config.model, start, journal.warn)
     template = make_template(config.prompt, tokenizer, start.card)
     budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
     train_on: TrainOn = "last" if config.history.mask_history else "all"
     data = encode_demonstrations(template, tokenizer, examples=rows.train, budget=budget, train_on=train_on)
     held_out = encode_demonstrations(template, tokenizer, examples=rows.held_out, budget=budget, train_on=train_on)
-    base = make_base(config.model, config.tuning, start)
-    seat_policy(base, start, config.tuning)
+    base = make_base(config.model, config.tuning, start, num_tokens=len(tokenizer))
+    seat_policy(base, start, config.tuning, opening=data.items[0].input_ids)
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
     batches = partial(packed_batches, packed=base.layout.is_packed)
     first = describe_first(data.items[0], tokenizer)

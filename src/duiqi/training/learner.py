@@ -63,6 +63,7 @@ class Learner:
         weight_decay: Decoupled.
         max_grad_norm: Clip the norm of the mean gradient to this; 0: never.
         budget: Tokens computed at once.
+        faster: Parameters that learn at a multiple of the schedule's rate, and the multiple.
     """
 
     def __init__(
@@ -73,19 +74,23 @@ class Learner:
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         budget: MemoryBudget | None = None,
+        faster: Mapping[str, float] | None = None,
     ) -> None:
         assert parameters, "nothing to train"
         self.parameters = dict(parameters)
         self.schedule = schedule
         self.max_grad_norm = max_grad_norm
         self.budget = budget or MemoryBudget(DEFAULT_TOKENS)
-        decayed = {n: p for n, p in self.parameters.items() if p.ndim > 1 and not n.startswith("heads.")}
-        plain = [p for n, p in self.parameters.items() if n not in decayed]
-        groups = [
-            {"params": list(decayed.values()), "weight_decay": weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=schedule.peak, fused=True)
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            decays = parameter.ndim > 1 and not name.startswith("heads.")
+            key = (weight_decay if decays else 0.0, (faster or {}).get(name, 1.0))
+            groups.setdefault(key, []).append(parameter)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": own, "weight_decay": decay, "multiple": times} for (decay, times), own in groups.items()],
+            lr=schedule.peak,
+            fused=True,
+        )
 
     def step(
         self,
@@ -158,7 +163,7 @@ class Learner:
         if self.max_grad_norm > 0:
             nn.utils.clip_grads_with_norm_(list(self.parameters.values()), self.max_grad_norm, norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["multiple"]
         self.optimizer.step()
 
     def state(self) -> dict[str, Tensor]:

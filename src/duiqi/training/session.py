@@ -123,6 +123,7 @@ class Session:
     def steps(self) -> Iterator[int]:
         """Step numbers from where the run stands to the last; resumes first when the run is resumed."""
         done = self._resume()
+        self.run.track(self._saved_step)
         if done == 0:
             self._evaluate_at(0)
         self._clock = time.monotonic()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import duiqi
 from duiqi.algorithms.log_probs import head_log_probs
-from duiqi.models.adapters import LoRASpec, lora_config
+from duiqi.models.adapters import LoRASpec, adapter_config
 from duiqi.models.loading import load_tokenizer
 from duiqi.models.ports.baichuan import BaichuanForCausalLM, BaichuanForSequenceClassification
 from duiqi.models.ports.norm_head import NormHead
@@ -91,7 +91,7 @@ def test_an_adapter_of_2023_loads_through_peft(tmp_path: Path) -> None:
 
 @each_kind
 def test_an_adapter_on_all_layers_leaves_the_head_alone(kind: str) -> None:
-    names = lora_config(LoRASpec(), tiny_model(kind)).target_modules
+    names = adapter_config(LoRASpec(), tiny_model(kind)).target_modules
     assert names == {"W_pack", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 

@@ -46,6 +46,10 @@ RELEASED: dict[str, dict[str, Any]] = {
         **COMMON, **LARGE, "architectures": ["BaichuanForCausalLM"], "model_max_length": 4096, "vocab_size": 125696,
         "gradient_checkpointing": [False], "z_loss_weight": 0,
     },
+    "InternLM": {
+        **COMMON, **SMALL, "model_type": "internlm", "architectures": ["InternLMForCausalLM"], "bias": True,
+        "max_position_embeddings": 2048, "vocab_size": 103168, "rotary": {"base": 10000, "type": "dynamic"},
+    },
 }  # fmt: skip
 """What tells the released files apart, and what is awkward in them."""
 

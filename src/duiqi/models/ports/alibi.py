@@ -22,19 +22,26 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 
 def alibi_bias(
-    num_heads: int, *, num_queries: int, num_keys: int, device: torch.device
-) -> Float[Tensor, "1 heads T S"]:
-    """slope (key's place - query's place), for T queries that are the last of S keys.
+    num_heads: int, *, num_queries: int, num_keys: int, device: torch.device, is_real: Tensor | None = None
+) -> Float[Tensor, "B heads T S"]:
+    """slope (key's place - query's place), for T queries that are the last of S keys; B is 1 without `is_real`.
 
     Counted from the query, what matters is near zero, where half precision is fine; the paper's slope times the key's
     place differs by a constant per query, which a softmax does not see.
+
+    Args:
+        is_real: B x S, the keys that count: padding between a learned prefix and the first token puts none apart.
     """
-    places = torch.arange(num_keys, device=device, dtype=torch.float32)
-    distance = places - places[num_keys - num_queries :].unsqueeze(-1)
-    return torch.tensor(alibi_slopes(num_heads), device=device, dtype=torch.float32)[None, :, None, None] * distance
+    if is_real is None:
+        places = torch.arange(num_keys, device=device, dtype=torch.float32).unsqueeze(0)
+    else:
+        places = is_real.to(device).float().cumsum(-1)
+    distance = places[:, None, :] - places[:, num_keys - num_queries :, None]
+    slopes = torch.tensor(alibi_slopes(num_heads), device=device, dtype=torch.float32)
+    return slopes[None, :, None, None] * distance.unsqueeze(1)
 
 
-def biased(mask: Tensor, bias: Float[Tensor, "1 heads T S"], dtype: torch.dtype) -> Float[Tensor, "B heads T S"]:
+def biased(mask: Tensor, bias: Float[Tensor, "B heads T S"], dtype: torch.dtype) -> Float[Tensor, "B heads T S"]:
     """What is added to the scores: the bias where a mask lets a query look, and nearly minus infinity elsewhere.
 
     Args:

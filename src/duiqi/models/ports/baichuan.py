@@ -251,7 +251,9 @@ class BaichuanModel(BaichuanPreTrainedModel):
             mask = visible_keys(None if plain else mask, **sizes, device=device)
         if not has_alibi:
             return mask
-        return biased(mask, alibi_bias(self.config.num_attention_heads, **sizes, device=device), hidden.dtype)
+        is_real = attention_mask != 0 if attention_mask is not None and attention_mask.dim() == 2 else None
+        bias = alibi_bias(self.config.num_attention_heads, **sizes, device=device, is_real=is_real)
+        return biased(mask, bias, hidden.dtype)
 
 
 class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):  # type: ignore[misc]

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from duiqi.models import classifiers
 from duiqi.models.ports.baichuan_config import has_norm_head, position_embedding_of
 
 _HOME = "duiqi.models.ports"
@@ -60,7 +61,7 @@ def model_name(config: Mapping[str, Any]) -> str | None:
     if model_type == "baichuan":
         generation = "Baichuan2" if has_norm_head(config) else "Baichuan"
         return f"{generation}-7B" if position_embedding_of(config) == "rope" else f"{generation}-13B"
-    return None
+    return "InternLM" if model_type == "internlm" else None
 
 
 _CHATGLM_KEYS = {"position_encoding_2d", "inner_hidden_size", "max_sequence_length", "gmask_token_id"}
@@ -78,6 +79,7 @@ PORTS = {
     "Baichuan-13B": _BAICHUAN,
     "Baichuan2-7B": _BAICHUAN,
     "Baichuan2-13B": _BAICHUAN,
+    "InternLM": Port("internlm", "InternLMConfig", "InternLMForCausalLM", "InternLMForSequenceClassification"),
 }
 """Networks by the model they were released with. ChatGLM3-6B is the network of ChatGLM2-6B."""
 
@@ -123,5 +125,5 @@ def new_classifier(config: PreTrainedConfig) -> PreTrainedModel:
     """A sequence classifier of this configuration, of ours or transformers', with random weights."""
     port = port_of(config.to_dict())
     if port is None:
-        return AutoModelForSequenceClassification.from_config(config)
+        return classifiers.new_classifier(config)
     return port.classifier_class(config)
