@@ -121,6 +121,18 @@ def test_released_files_give_the_released_network(name: str, tmp_path: Path) -> 
     assert config.norm_head is ("2" in name)
 
 
+@pytest.mark.parametrize(
+    ("name", "numbers"), [("ChatGLM-6B", 6_173_286_400), ("ChatGLM2-6B", 6_243_584_000)], ids=["first", "second"]
+)
+def test_the_chatglms_have_the_released_number_of_weights(name: str, numbers: int, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(RELEASED[name]))
+    port = find_port(str(tmp_path))
+    assert port is not None
+    with torch.device("meta"):
+        model = port.causal_lm_class(port.config_class.from_pretrained(tmp_path))
+    assert sum(parameter.numel() for parameter in model.parameters()) == numbers
+
+
 def test_a_configuration_without_keys_is_that_of_baichuan_13b() -> None:
     config = BaichuanConfig()
     assert model_name(config.to_dict()) == "Baichuan-13B"
