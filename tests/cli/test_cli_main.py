@@ -57,6 +57,7 @@ def calls(fake: Callable[[str, Fake], None]) -> list[tuple[tuple[Any, ...], dict
     fake("duiqi.serving.chat:chat", record())
     fake("duiqi.reports.html:write_report", record())
     fake("duiqi.pipeline.demo:run_demo", record())
+    fake("duiqi.planning.printed:printed_plan", record("a plan"))
     return seen
 
 
@@ -96,7 +97,7 @@ class TestHelp:
         monkeypatch.setenv("COLUMNS", "80")
         assert main(words) == 0
         text = capsys.readouterr().out
-        assert len(COMMANDS) == 11
+        assert len(COMMANDS) == 12
         for name, command in COMMANDS.items():
             assert re.search(rf"^  {name} +{re.escape(command.summary)}$", text, re.MULTILINE), name
         assert [
@@ -140,7 +141,7 @@ class TestHelp:
         for name, command in COMMANDS.items():
             if name != "env":
                 assert main(command.example.split()[1:]) == 0, name
-        assert len(calls) == 5
+        assert len(calls) == 6
 
     def test_the_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--version"]) == 0
