@@ -113,7 +113,7 @@ class TestTally:
         assert moment.flops == 2 * 2 * 3 * 4 * 5
 
 
-@pytest.mark.parametrize("stage", ["sft", "rm", "dpo", "ppo"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "rm", "dpo", "ppo"])
 def test_weights_are_those_that_a_run_loads(workshop: Workshop, tmp_path: Path, stage: str) -> None:
     found = sketch(config_of(workshop, stage, tmp_path))
     held = {(part.owner, part.what): part.num_bytes for part in weights_held(found)}
@@ -249,6 +249,33 @@ def test_the_layout_is_the_one_that_is_found_with_weights(name: str) -> None:
         shapes = AutoModelForCausalLM.from_config(LAYOUTS[name]()).eval()
     guessed = likely_layout(shapes)
     assert (guessed.is_packed, guessed.is_lean) == (real.is_packed, real.is_lean)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bloom"])
+def test_a_network_is_planned_from_its_config_alone(workshop: Workshop, tmp_path: Path, name: str) -> None:
+    kind = {"gpt2": GPT2Config(vocab_size=600, n_embd=32, n_layer=7, n_head=4, n_positions=256),
+            "bloom": BloomConfig(vocab_size=600, hidden_size=32, n_layer=7, n_head=4)}[name]  # fmt: skip
+    base = tmp_path / "base"
+    kind.save_pretrained(base)
+    for file in Path(workshop.base).iterdir():
+        if file.name != "config.json" and file.suffix != ".safetensors":
+            (base / file.name).write_bytes(file.read_bytes())
+    memory, found = memory_of(config_of(workshop, "rm", tmp_path, model_name_or_path=str(base)))
+    real = AutoModelForCausalLM.from_config(kind)
+    held = {(part.owner, part.what): part.num_bytes for part in memory.held}
+    assert held["base", "weights in float32"] == tensor_bytes((*real.parameters(), *real.buffers()))
+    assert found.base.layout.is_packed == (name == "gpt2")
+    assert memory.widest.peak > 0
+
+
+def test_what_cannot_be_rehearsed_is_said(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def routed(base: SharedBase, batch: PackedBatch) -> Tensor:
+        return base.read(batch).hidden.nonzero()
+
+    monkeypatch.setattr(rehearsal, "token_loss", routed)
+    memory, _ = memory_of(config_of(workshop, "sft", tmp_path))
+    assert "only weights are counted" in memory.notes[0]
+    assert memory.peak == sum(part.num_bytes for part in memory.held)
 
 
 class TestAdvice:

@@ -59,10 +59,10 @@ COMMANDS: dict[str, Command] = {
         " --dataset prompts.json --output_dir runs/ppo",
     ),
     "plan": Command(
-        "What a run will need: memory, steps, time and disk.",
+        "Say what a run will need: memory, steps, time, disk.",
         "Train",
         f"STAGE [RECIPE.yaml] [--json] {_ANY_SETTINGS}",
-        "duiqi plan ppo recipe.yaml learning_rate=1e-5",
+        "duiqi plan sft --model_name_or_path models/base --dataset demonstrations.json --output_dir runs/sft",
         "duiqi.cli.runners:plan",
     ),
     "generate": Command(

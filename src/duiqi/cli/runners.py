@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -55,16 +54,9 @@ def plan(command: str, arguments: Arguments) -> None:
     overrides = [given for given in arguments.given if given not in own]
     config = resolve(stage, recipe=Path(recipe[0]) if recipe else None, overrides=overrides)
 
-    from duiqi.planning.machine import resident_after_imports
+    from duiqi.planning.printed import printed_plan
 
-    libraries = resident_after_imports()  # before the planner's own imports
-
-    from duiqi.planning.plan import advise, make_plan
-    from duiqi.planning.table import lines_of, values_of
-
-    found = make_plan(stage, config, libraries=libraries)
-    advice = advise(found, config)
-    _say(*([json.dumps(values_of(found, advice), indent=2)] if as_json else lines_of(found, advice)))
+    _say(printed_plan(stage, config, as_json=as_json))
 
 
 def generate(command: str, arguments: Arguments) -> None:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from duiqi.planning.rows import Rows
 from duiqi.settings.stages import PPOConfig, StageConfig
 
-SHARES = (0.75, 0.25)
+SHARES = (0.9, 0.2)
 """Of a matrix product's speed that a whole step reaches, at best and at worst: norms, activations, the optimizer and
-calls count as no FLOPs but take time, and thin products and short rows are slower than the square ones measured."""
+calls count as no FLOPs but take time, and thin products and short rows are slower than the square ones measured.
+Measured on a base of 88 million weights on a CPU: 0.8 with all weights learning in float32, 0.7 with adapters, and 0.2
+in bfloat16, where the products are ten times as fast and all the rest is not."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,15 @@ class Duration:
     longest: float
 
 
-def estimate(config: StageConfig, rows: Rows, work: Mapping[str, float], speed: float) -> Duration:
-    """How long the rehearsed work takes, done as often as the run does it.
+def estimate(config: StageConfig, rows: Rows, work: Mapping[str, float], speed: float) -> Duration | None:
+    """How long the rehearsed work takes, done as often as the run does it; None where nothing was rehearsed.
 
     Args:
         work: FLOPs for each token, by moment.
         speed: FLOPs a second of a matrix product.
     """
+    if not work:
+        return None
     flops = sum(work[name] * tokens for name, tokens in tokens_by_work(config, rows).items() if name in work)
     best, worst = SHARES
     return Duration(flops / speed / best, flops / speed / worst)

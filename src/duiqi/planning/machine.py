@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -10,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 GEMM_SIZE = {"cpu": 1024, "cuda": 4096, "mps": 2048}
 """Rows and columns of the matrices whose product is timed."""
@@ -89,9 +89,17 @@ def _wait_for(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def file_bytes(path: str) -> int | None:
-    """Bytes of a model's weights on disk; None where it lies on the hub."""
-    directory = Path(path).expanduser()
-    if not directory.is_dir():
-        return None
-    return sum(os.path.getsize(file) for file in directory.glob("*.safetensors"))
+def converted_bytes(path: str, dtype: torch.dtype) -> int:
+    """Bytes of a model's files in another precision than `dtype`: while it is loaded, they are in memory beside what
+    they become. 0 where the model lies on the hub, or its files are no safetensors.
+    """
+    total = 0
+    for file in Path(path).expanduser().glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+        if kinds != {_DTYPE_NAMES.get(dtype)}:
+            total += file.stat().st_size
+    return total
+
+
+_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}

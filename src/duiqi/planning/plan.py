@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from duiqi.planning.advice import Advice, first_change
 from duiqi.planning.disk import DiskPlan, disk_plan
 from duiqi.planning.duration import Duration, estimate
 from duiqi.planning.holdings import Part, laid_side_by_side, weights_held
-from duiqi.planning.machine import free_disk, free_memory, multiplication_speed, resident
+from duiqi.planning.machine import converted_bytes, free_disk, free_memory, multiplication_speed, resident
 from duiqi.planning.rehearsal import Rehearsed, rehearse
 from duiqi.planning.rows import Rows, count_rows
 from duiqi.planning.sketch import Sketch, sketch
 from duiqi.planning.tally import Moment
-from duiqi.settings.stages import RewardModelConfig, StageConfig
+from duiqi.settings.stages import PPOConfig, RewardModelConfig, StageConfig
+
+UNCOUNTED_BFLOAT16 = (
+    "not counted: what oneDNN works with in bfloat16 on a CPU, and the gaps that it leaves; "
+    "measured, up to a third more"
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class MemoryPlan:
     gaps: int
     """Bytes between tensors that nothing fits into; known for a CPU."""
     available: int | None
+    notes: tuple[str, ...] = ()
+    """What is not counted."""
 
     @property
     def widest(self) -> Moment:
@@ -62,7 +71,8 @@ class Plan:
     rows: Rows
     update_tokens: int
     """Tokens of the largest micro-batch."""
-    duration: Duration
+    duration: Duration | None
+    """None where the run could not be rehearsed."""
     disk: DiskPlan
     free_disk: int
 
@@ -121,12 +131,33 @@ def advise(plan: Plan, config: StageConfig) -> Advice | None:
 
 def memory_plan(config: StageConfig, found: Sketch, rows: Rows, *, libraries: int) -> tuple[MemoryPlan, Rehearsed]:
     """The memory of a run, and the rehearsal that it was found in."""
+    notes: list[str] = []
+    try:
+        rehearsed = rehearse(config, found, rows)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        rehearsed = Rehearsed((Moment("update"),), heap=0, work={}, update_tokens=0)
+        notes.append(f"only weights are counted: what this network computes depends on its numbers ({error.func})")
+    gaps = max(0, rehearsed.heap - max(moment.peak for moment in rehearsed.moments))
+    moments = list(rehearsed.moments)
+    dtype = found.base.model.dtype
+    if found.device.type == "cpu":
+        if extra := converted_bytes(found.start.base, dtype):
+            moments.insert(0, Moment("loading", extra, Counter({"files in another precision": extra})))
+        if dtype == torch.bfloat16:
+            notes.append(UNCOUNTED_BFLOAT16)
+    held = tuple(_held(config, found, libraries))
+    memory = MemoryPlan(found.device, held, tuple(moments), gaps, free_memory(found.device), tuple(notes))
+    return memory, rehearsed
+
+
+def _held(config: StageConfig, found: Sketch, libraries: int) -> list[Part]:
+    """What is there from beginning to end on the device; a GPU holds no libraries."""
     held = weights_held(found)
     if found.device.type == "cpu":
-        held = [Part("libraries", "Python, torch, transformers, and the rows", libraries), *held]
+        held.insert(0, Part("libraries", "Python, torch, transformers, and the rows", libraries))
         if copies := laid_side_by_side(found):
             held.append(Part("base", "matrices laid side by side", copies))
-    rehearsed = rehearse(config, found, rows)
-    peak = max(moment.peak for moment in rehearsed.moments)
-    gaps = max(0, rehearsed.heap - peak)
-    return MemoryPlan(found.device, tuple(held), rehearsed.moments, gaps, free_memory(found.device)), rehearsed
+    elif isinstance(config, PPOConfig) and config.rollouts.vllm_python is not None and found.device.type == "cuda":
+        total = torch.cuda.get_device_properties(found.device).total_memory
+        held.append(Part("vLLM", "its share of the device", int(config.rollouts.vllm_memory_share * total)))
+    return held

@@ -31,6 +31,7 @@ from duiqi.rollouts.cache import reserve
 from duiqi.rollouts.sampling import adjust_logits, draw, keep_likely, log_probs_of
 from duiqi.settings.stages import DPOConfig, PPOConfig, RewardModelConfig, StageConfig
 from duiqi.stages.dpo import preference_loss
+from duiqi.stages.ppo import shuffled
 from duiqi.stages.reward_model import ranking_loss
 from duiqi.training.likelihood import token_loss
 from duiqi.training.reference import ReferenceMemory
@@ -119,11 +120,11 @@ class _Rehearsal:
         """Rehearse the first step, and the one with the fullest micro-batch."""
         if self.rows.num_held_out and not isinstance(self.config, PPOConfig):
             self._evaluate()
-        for families in self._telling_steps():
+        for families, update in self._telling_steps():
             if isinstance(self.config, PPOConfig):
-                self._round(self.config, families)
+                self._round(self.config, families, update)
             else:
-                self._step(families)
+                self._step(update)
         for hook in self._hooks:
             hook.remove()
         moments = self.tally.moments
@@ -134,10 +135,27 @@ class _Rehearsal:
             update_tokens=self._update_tokens,
         )
 
-    def _telling_steps(self) -> list[list[Family]]:
-        steps = list(self.rows.steps())
-        largest = max(steps, key=lambda families: computed_tokens(self._fullest(families), packed=self.is_packed))
-        return [steps[0], largest][: len(steps)]
+    def _telling_steps(self) -> list[tuple[list[Family], list[Family]]]:
+        """The rows of these steps, and those of them in their largest update."""
+        steps = []
+        for number, families in enumerate(self.rows.steps(), start=1):
+            steps.append((families, max(self._updates(families, number), key=self._tokens_at_once)))
+        return [steps[0], max(steps, key=lambda step: self._tokens_at_once(step[1]))][: len(steps)]
+
+    def _updates(self, families: list[Family], step: int) -> Iterator[list[Family]]:
+        """The rows of each update of a step; PPO makes several, in the order that the stage shuffles answers into."""
+        if not isinstance(self.config, PPOConfig):
+            yield families
+            return
+        ppo, seed = self.config.ppo, self.config.optimizer.seed
+        groups = torch.arange(len(families)).repeat_interleave(ppo.answers_per_prompt)
+        for epoch in range(ppo.ppo_epochs):
+            for answers in shuffled(groups, seed, step, epoch).split(ppo.mini_batch_size):
+                counts = Counter(groups[answers].tolist())
+                yield [Family(families[i].prompt, families[i].answers[:count]) for i, count in counts.items()]
+
+    def _tokens_at_once(self, families: Sequence[Family]) -> int:
+        return computed_tokens(self._fullest(families), packed=self.is_packed)
 
     def _fullest(self, families: Sequence[Family]) -> list[Family]:
         return fullest(families, max_tokens=self.config.optimizer.tokens_per_micro_batch, packed=self.is_packed)
@@ -218,17 +236,14 @@ class _Rehearsal:
 
     # -- a round of PPO ------------------------------------------------------------------------------------------------
 
-    def _round(self, config: PPOConfig, families: Sequence[Family]) -> None:
+    def _round(self, config: PPOConfig, families: Sequence[Family], update: Sequence[Family]) -> None:
         if config.rollouts.rollout_engine == "own":
             self._sample(config, families)
         self._score(config, families)
         self._measure(config, families)
-        per_update = max(1, config.ppo.mini_batch_size // config.ppo.answers_per_prompt)
-        updates = [families[start : start + per_update] for start in range(0, len(families), per_update)]
-        largest = max(updates, key=lambda update: computed_tokens(self._fullest(update), packed=self.is_packed))
         mode = self.sketch.base.training_mode() if config.optimizer.gradient_checkpointing else nullcontext()
         with mode:
-            self._step(largest)
+            self._step(update)
 
     def _sample(self, config: PPOConfig, families: Sequence[Family]) -> None:
         """Read the longest prompts, and draw the first token of as many answers as are decoded at once."""

@@ -95,12 +95,12 @@ def sketch(config: StageConfig) -> Sketch:
         base = SharedBase(model, name=start.base, layout=likely_layout(model))
         with torch.device("meta"):
             standalone = _seat_everybody(base, config, start, device)
-    if isinstance(config, PPOConfig | DPOConfig):
-        base.disable_dropout()
-    if not isinstance(config, PPOConfig):
-        base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
-    elif config.optimizer.gradient_checkpointing:
-        base.enable_checkpointing()
+        if isinstance(config, PPOConfig | DPOConfig):
+            base.disable_dropout()
+        if not isinstance(config, PPOConfig):
+            base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
+        elif config.optimizer.gradient_checkpointing:
+            base.enable_checkpointing()
     found = Sketch(base, start, device, FakeTensorMode(allow_non_fake_inputs=True), tuple(standalone))
     _place([*found.networks, *base.heads.values()], [base.seat(role) for role in base.roles], found.mode, device)
     base.moved(device)
@@ -241,7 +241,8 @@ def _place(modules: Iterable[nn.Module], seats: Sequence[Seat], mode: FakeTensor
 
 @contextmanager
 def _silently() -> Iterator[None]:
-    """Neither transformers' messages nor torch's about weights that are copied nowhere."""
+    """No messages of the libraries: torch's about weights that are copied nowhere are as they should be."""
     with quietly(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*meta parameter.*")
+        for message in (".*meta parameter.*", ".*gradient_checkpointing_enable.*"):
+            warnings.filterwarnings("ignore", message=message)
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from duiqi.planning.advice import Advice
+from duiqi.planning.duration import Duration
 from duiqi.planning.plan import MemoryPlan, Plan
 
 _WIDTH = 58
@@ -34,12 +35,18 @@ def _run_lines(plan: Plan) -> list[str]:
         f"at most {plan.update_tokens:,} at once",
         "trains": f"{plan.trained:,} parameters",
         "computes": plan.layout,
-        "time": f"{in_words(plan.duration.shortest)} to {in_words(plan.duration.longest)} "
-        "(an estimate from this machine's matrix products)",
+        "time": _time(plan.duration),
         "disk": f"{_size(disk.checkpoint)} a checkpoint, {checkpoints} kept, {_size(disk.most)} at most; "
         f"{_size(plan.free_disk)} are free",
     }
     return [f"{name:<10}{text}" for name, text in facts.items()]
+
+
+def _time(duration: Duration | None) -> str:
+    if duration is None:
+        return "cannot be told"
+    between = f"{in_words(duration.shortest)} to {in_words(duration.longest)}"
+    return f"{between} (an estimate from this machine's matrix products)"
 
 
 def _memory_lines(memory: MemoryPlan) -> list[str]:
@@ -54,7 +61,7 @@ def _memory_lines(memory: MemoryPlan) -> list[str]:
     for moment in others:
         largest = ", ".join(f"{label} {_size(size)}" for label, size in moment.parts.most_common(3))
         lines.append(f"  not at that time: {moment.name} {_size(moment.peak)} ({largest})")
-    return lines
+    return [*lines, *(f"  {note}" for note in memory.notes)]
 
 
 def _verdict(plan: Plan, advice: Advice | None) -> list[str]:
@@ -100,6 +107,7 @@ def values_of(plan: Plan, advice: Advice | None) -> dict[str, Any]:
             "peak": memory.peak,
             "available": memory.available,
             "fits": memory.fits,
+            "notes": list(memory.notes),
         },
         "change": None
         if advice is None
@@ -109,7 +117,7 @@ def values_of(plan: Plan, advice: Advice | None) -> dict[str, Any]:
             "peak": advice.peak,
             "fits": advice.fits,
         },
-        "seconds": [round(plan.duration.shortest, 1), round(plan.duration.longest, 1)],
+        "seconds": plan.duration and [round(plan.duration.shortest, 1), round(plan.duration.longest, 1)],
         "disk": {
             "checkpoint": plan.disk.checkpoint,
             "kept": plan.disk.kept,
@@ -123,9 +131,11 @@ def _size(num_bytes: int) -> str:
     """Bytes as people say them, in powers of 1000.
 
     >>> _size(1_500_000), _size(25_000), _size(80_000_000_000)
-    ('1.5 MB', '0.03 MB', '80 GB')
+    ('1.5 MB', '25 kB', '80 GB')
     """
     megabytes = num_bytes / 1e6
+    if megabytes < 0.1:
+        return f"{num_bytes / 1000:.3g} kB"
     if megabytes >= 10_000:
         return f"{megabytes / 1000:,.3g} GB"
     if megabytes >= 100:
