@@ -80,7 +80,7 @@ class TestHeap:
 
     def test_the_smallest_gap_that_is_large_enough_is_taken(self) -> None:
         heap = Heap()
-        large, _, small, _ = (heap.take(size) for size in (3000, 10, 1000, 10))
+        large, _, small, _ = (heap.take(size) for size in (3000, 10, 1500, 10))
         heap.release(large)
         heap.release(small)
         assert heap.take(900) == small

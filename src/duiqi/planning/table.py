@@ -83,7 +83,7 @@ def _verdict(plan: Plan, advice: Advice | None) -> list[str]:
 def _remedy(advice: Advice | None) -> str:
     if advice is None:
         return "no setting helps: take a smaller base, or a larger machine"
-    enough = "" if advice.fits else ", which is not enough by itself: take a smaller base, or a larger machine"
+    enough = "" if advice.fits else ", which is not enough by itself: plan again with it"
     return f"set {advice.change} ({advice.change.cost}): {_size(advice.peak)}{enough}"
 
 
