@@ -65,8 +65,11 @@ def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
-        pieces = weight.detach().reshape(-1).split(PIECE)
-        sums = torch.stack([torch.stack([piece.double().sum(), piece.double().abs().sum()]) for piece in pieces]).sum(0)
+        flat = weight.detach().reshape(-1)
+        room, sums = flat.new_empty(min(PIECE, len(flat)), dtype=torch.float64), flat.new_zeros(2, dtype=torch.float64)
+        for piece in flat.split(PIECE):
+            exact = room[: len(piece)].copy_(piece)
+            sums += torch.stack([exact.sum(), exact.abs_().sum()])
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
         digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -14,7 +14,7 @@ from torch import Tensor
 from duiqi.algorithms.log_probs import NEVER
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
-PIECE = 2**20
+PIECE = 2**19
 """Logits of the rows that a CPU draws from at once: what is computed on the way has their size."""
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
@@ -107,7 +107,10 @@ def _rows_at_once(logits: Float[Tensor, "N V"]) -> int:
 def _draw(logits: Float[Tensor, "N V"], uniforms: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
     vocabulary = logits.shape[-1]
     size = math.isqrt(vocabulary - 1) + 1
-    blocks = torch.nn.functional.pad(logits.softmax(-1), (0, -vocabulary % size)).view(len(logits), -1, size)
+    probabilities = logits.softmax(-1)
+    if missing := -vocabulary % size:
+        probabilities = torch.nn.functional.pad(probabilities, (0, missing))
+    blocks = probabilities.view(len(logits), -1, size)
     mass = blocks.sum(-1)
     block, rest = _first_beyond(mass, uniforms.unsqueeze(-1) * mass.sum(-1, keepdim=True))
     inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, size)).squeeze(1)
