@@ -284,10 +284,9 @@ def begin(
         notes=list(notes),
     )
     shown = {
-        "base": base.name,
+        "base": f"{base.name}, {str(base.dtype).removeprefix('torch.')} on {base.device}",
         **({"adapter": str(start.adapter)} if start.adapter is not None else {}),
-        "trains": f"{trained:,} of {total:,} parameters, {base.dtype} base on {base.device}".replace("torch.", ""),
-        "learns": describe_trained(modules),
+        "trains": f"{trained:,} of {total:,} parameters; {describe_trained(modules)}",
         **({"template": describe_template(template)} if template is not None else {}),
         "computes": str(base.layout),
         **facts,
