@@ -255,9 +255,17 @@ class TestVocabulary:
         duiqi.run("rm", **workshop.settings("rm", tmp_path / "rm", **later))
         assert torch.allclose(loaded(tmp_path / "rm"), witness.logits["rm"], atol=1e-5)
 
-    def test_tokens_that_could_never_learn_are_refused(self, workshop: Workshop, tmp_path: Path) -> None:
-        with pytest.raises(SettingsError, match=r"3 new tokens would never learn.*\n.*modules_to_save: embed_tokens"):
-            duiqi.run("sft", **workshop.settings("sft", tmp_path, **self.GROWN))
+    @pytest.mark.parametrize(("kind", "names"), [("llama", "embed_tokens,lm_head"), ("gpt2", "wte,lm_head")])
+    def test_tokens_that_could_never_learn_are_refused(
+        self, workshop: Workshop, bases: dict[str, str], tmp_path: Path, kind: str, names: str
+    ) -> None:
+        settings = {
+            **self.GROWN,
+            "model_name_or_path": bases[kind],
+            "add_tokens": ",".join(f"<{i}>" for i in range(99)),
+        }
+        with pytest.raises(SettingsError, match=rf"new tokens would never learn.*\n.*modules_to_save: {names}$"):
+            duiqi.run("sft", **workshop.settings("sft", tmp_path, **settings))
 
     def test_tokens_without_rows_are_refused(self, workshop: Workshop, tmp_path: Path) -> None:
         tokenizer = load_tokenizer(workshop.base)
@@ -336,6 +344,17 @@ class TestLineage:
         both = f"{workshop.sft},{other}"
         with pytest.raises(ModelError, match="was trained on the base alone, not on"):
             duiqi.run("dpo", **workshop.settings("dpo", tmp_path / "dpo", adapter_name_or_path=both))
+
+    def test_a_reward_model_without_its_card_is_known_by_its_head(self, workshop: Workshop, tmp_path: Path) -> None:
+        shutil.copytree(workshop.rm, tmp_path / "rm")
+        (tmp_path / "rm" / "duiqi.json").unlink()
+        for name in ("adapter_name_or_path", "ref_model"):
+            with pytest.raises(ModelError, match="this is a reward model"):
+                duiqi.run("dpo", **workshop.settings("dpo", tmp_path / "dpo", **{name: str(tmp_path / "rm")}))
+
+    def test_an_empty_list_names_no_adapter(self, workshop: Workshop, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match="adapter_name_or_path: names no adapter"):
+            duiqi.run("dpo", **workshop.settings("dpo", tmp_path, adapter_name_or_path=" , "))
 
     def test_a_new_adapter_needs_one_to_stand_on(self, workshop: Workshop, tmp_path: Path) -> None:
         settings = workshop.settings("sft", tmp_path, create_new_adapter=True)
