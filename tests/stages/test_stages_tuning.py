@@ -31,8 +31,10 @@ from duiqi.models.quantized import Quantization, quantization_config
 from duiqi.models.reward import load_standalone_reward
 from duiqi.models.saving import save_role
 from duiqi.models.shared_base import SharedBase
+from duiqi.rollouts.scoring import ModelScorer
+from duiqi.rollouts.standalone import open_reward_model
 from duiqi.serving.export import export
-from duiqi.stages import dpo, ppo, reward_model, sft
+from duiqi.stages import dpo, ppo, ppo_cast, reward_model, sft
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 METHODS: dict[str, dict[str, Any]] = {
@@ -205,6 +207,27 @@ def test_what_cannot_be_quantised_is_refused(
 ) -> None:
     with pytest.raises((SettingsError, ModelError), match=message):
         duiqi.run("sft", **workshop.settings("sft", tmp_path, **{"quantization_bit": 4, **settings}))
+
+
+def test_a_reward_model_of_a_quantised_base_is_never_mounted_on_a_merged_one(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart: list[str] = []
+
+    def opened(source: str, **how: Any) -> ModelScorer:
+        apart.append(source)
+        return open_reward_model(source, **how)
+
+    monkeypatch.setattr(ppo_cast, "open_reward_model", opened)
+    export(workshop.sft, str(tmp_path / "merged"))
+    reward = str(tmp_path / "rm")
+    duiqi.run("rm", **workshop.settings("rm", Path(reward), quantization_bit=4, max_steps=1, eval_dataset=None))
+    common = {"max_steps": 1, "eval_dataset": None, "adapter_name_or_path": None, "reward_model": reward}
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path / "raw", **common))
+    assert apart == []
+    merged = {**common, "model_name_or_path": str(tmp_path / "merged")}
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path / "ppo", **merged))
+    assert apart == [reward]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
