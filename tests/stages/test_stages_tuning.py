@@ -31,8 +31,10 @@ from duiqi.models.quantized import Quantization, quantization_config
 from duiqi.models.reward import load_standalone_reward
 from duiqi.models.saving import save_role
 from duiqi.models.shared_base import SharedBase
+from duiqi.rollouts.scoring import ModelScorer
+from duiqi.rollouts.standalone import open_reward_model
 from duiqi.serving.export import export
-from duiqi.stages import dpo, ppo, reward_model, sft
+from duiqi.stages import dpo, ppo, ppo_cast, reward_model, sft
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 METHODS: dict[str, dict[str, Any]] = {
@@ -207,6 +209,27 @@ def test_what_cannot_be_quantised_is_refused(
         duiqi.run("sft", **workshop.settings("sft", tmp_path, **{"quantization_bit": 4, **settings}))
 
 
+def test_a_reward_model_of_a_quantised_base_is_never_mounted_on_a_merged_one(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart: list[str] = []
+
+    def opened(source: str, **how: Any) -> ModelScorer:
+        apart.append(source)
+        return open_reward_model(source, **how)
+
+    monkeypatch.setattr(ppo_cast, "open_reward_model", opened)
+    export(workshop.sft, str(tmp_path / "merged"))
+    reward = str(tmp_path / "rm")
+    duiqi.run("rm", **workshop.settings("rm", Path(reward), quantization_bit=4, max_steps=1, eval_dataset=None))
+    common = {"max_steps": 1, "eval_dataset": None, "adapter_name_or_path": None, "reward_model": reward}
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path / "raw", **common))
+    assert apart == []
+    merged = {**common, "model_name_or_path": str(tmp_path / "merged")}
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path / "ppo", **merged))
+    assert apart == [reward]
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_layers_that_were_trained_whole_cannot_stand_in_a_quantised_base(
     workshop: Workshop, tmp_path: Path, bits: int
@@ -255,9 +278,17 @@ class TestVocabulary:
         duiqi.run("rm", **workshop.settings("rm", tmp_path / "rm", **later))
         assert torch.allclose(loaded(tmp_path / "rm"), witness.logits["rm"], atol=1e-5)
 
-    def test_tokens_that_could_never_learn_are_refused(self, workshop: Workshop, tmp_path: Path) -> None:
-        with pytest.raises(SettingsError, match=r"3 new tokens would never learn.*\n.*modules_to_save: embed_tokens"):
-            duiqi.run("sft", **workshop.settings("sft", tmp_path, **self.GROWN))
+    @pytest.mark.parametrize(("kind", "names"), [("llama", "embed_tokens,lm_head"), ("gpt2", "wte,lm_head")])
+    def test_tokens_that_could_never_learn_are_refused(
+        self, workshop: Workshop, bases: dict[str, str], tmp_path: Path, kind: str, names: str
+    ) -> None:
+        settings = {
+            **self.GROWN,
+            "model_name_or_path": bases[kind],
+            "add_tokens": ",".join(f"<{i}>" for i in range(99)),
+        }
+        with pytest.raises(SettingsError, match=rf"new tokens would never learn.*\n.*modules_to_save: {names}$"):
+            duiqi.run("sft", **workshop.settings("sft", tmp_path, **settings))
 
     def test_tokens_without_rows_are_refused(self, workshop: Workshop, tmp_path: Path) -> None:
         tokenizer = load_tokenizer(workshop.base)
@@ -336,6 +367,17 @@ class TestLineage:
         both = f"{workshop.sft},{other}"
         with pytest.raises(ModelError, match="was trained on the base alone, not on"):
             duiqi.run("dpo", **workshop.settings("dpo", tmp_path / "dpo", adapter_name_or_path=both))
+
+    def test_a_reward_model_without_its_card_is_known_by_its_head(self, workshop: Workshop, tmp_path: Path) -> None:
+        shutil.copytree(workshop.rm, tmp_path / "rm")
+        (tmp_path / "rm" / "duiqi.json").unlink()
+        for name in ("adapter_name_or_path", "ref_model"):
+            with pytest.raises(ModelError, match="this is a reward model"):
+                duiqi.run("dpo", **workshop.settings("dpo", tmp_path / "dpo", **{name: str(tmp_path / "rm")}))
+
+    def test_an_empty_list_names_no_adapter(self, workshop: Workshop, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match="adapter_name_or_path: names no adapter"):
+            duiqi.run("dpo", **workshop.settings("dpo", tmp_path, adapter_name_or_path=" , "))
 
     def test_a_new_adapter_needs_one_to_stand_on(self, workshop: Workshop, tmp_path: Path) -> None:
         settings = workshop.settings("sft", tmp_path, create_new_adapter=True)

@@ -188,6 +188,22 @@ def test_what_vllm_cannot_do_is_refused(
         duiqi.run("ppo", **settings(**changes))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "adapter_name_or_path": None},
+        {"create_new_adapter": True, "lora_rank": 2},
+    ],
+)
+def test_vllm_takes_no_start_that_is_more_than_one_adapter(
+    settings: Callable[..., dict[str, Any]], workshop: Workshop, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    own = {"adapter_name_or_path": workshop.sft, "max_steps": 1, "eval_dataset": None, **changes}
+    duiqi.run("sft", **workshop.settings("sft", tmp_path / "sft", **own))
+    with pytest.raises(SettingsError, match="the policy starts from something else or from several"):
+        duiqi.run("ppo", **settings(adapter_name_or_path=str(tmp_path / "sft")))
+
+
 def test_an_address_where_nobody_listens_is_refused(settings: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(VLLMError, match="no vLLM server answers there"):
         duiqi.run("ppo", **settings(vllm_url="http://127.0.0.1:9"))

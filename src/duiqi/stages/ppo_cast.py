@@ -16,11 +16,12 @@ from duiqi.data.templates import Template, from_dict
 from duiqi.errors import ModelError, SettingsError
 from duiqi.journal.run import Run
 from duiqi.models.card import ModelCard
-from duiqi.models.fingerprint import is_same_base
+from duiqi.models.fingerprint import QUANTISED, is_same_base
 from duiqi.models.lineage import read_stack
-from duiqi.models.loading import load_tokenizer, locate
+from duiqi.models.loading import Located, load_tokenizer, locate
 from duiqi.models.reward import SharedReward
 from duiqi.models.shared_base import SharedBase
+from duiqi.models.vocabulary import num_rows
 from duiqi.packing.memory import MemoryBudget
 from duiqi.rollouts.engine import Engine
 from duiqi.rollouts.experience import Experience, Measuring, assemble
@@ -272,8 +273,7 @@ def _make_scorer(
             where=f"reward_model: {spec.source}",
             remedy="give the output_dir of a `duiqi rm` run",
         )
-    shares = located.adapter is not None and located.card is not None
-    if shares and located.card is not None and is_same_base(located.card.base_fingerprint, base.fingerprint):
+    if located.card is not None and stands_on(located, located.card, base):
         if located.card.template and not config.score.allow_template_mismatch:
             theirs = from_dict(
                 located.card.template, load_tokenizer(located.leaf, trust_remote_code=config.model.trust_remote_code)
@@ -296,6 +296,19 @@ def _make_scorer(
         trust_remote_code=config.model.trust_remote_code,
     )
     return scorer, spec.weight
+
+
+def stands_on(located: Located, card: ModelCard, base: SharedBase) -> bool:
+    """Whether a reward model is an adapter that was trained on this base, with as many tokens.
+
+    Quantised matrices have no fingerprint, and merging changes nothing else: then the base must be in the same place.
+    """
+    if located.adapter is None or located.vocabulary not in (0, num_rows(base.model)):
+        return False
+    if not is_same_base(card.base_fingerprint, base.fingerprint):
+        return False
+    is_certain = not any(QUANTISED in each for each in (card.base_fingerprint, base.fingerprint))
+    return is_certain or Path(located.base).resolve() == Path(base.name).resolve()
 
 
 def seat_critic(base: SharedBase, config: PPOConfig) -> str:

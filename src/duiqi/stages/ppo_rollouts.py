@@ -110,6 +110,9 @@ def make_engine(
     Args:
         opening: A prompt; vLLM is probed with it and an answer to it.
         max_prompt_tokens: The longest prompt that will be asked.
+
+    Raises:
+        SettingsError: The policy is more than the one adapter that vLLM takes.
     """
 
     def decode(ids: list[int]) -> str:
@@ -127,6 +130,13 @@ def make_engine(
         journal.describe(decoding=str(own.decoding))
         journal.view.note(f"answers are decoded {own.decoding}")
         return own
+    policy = base.seat("policy")
+    if policy.below or policy.has_own_weights or policy.prefix is not None or not policy.is_two_matrices:
+        raise SettingsError(
+            "vLLM is handed one low-rank adapter, and the policy starts from something else or from several",
+            where="rollout_engine",
+            remedy="export what it starts from into the base (`duiqi export`), or set rollout_engine: own",
+        )
     max_tokens = max_prompt_tokens + config.sampling.max_new_tokens
     probe = make_probe(own, base, opening, max_tokens=max_tokens)
     address = _address(

@@ -55,7 +55,8 @@ def find_start(settings: ModelSettings, *, role: str = "policy") -> Start:
             reward model.
     """
     start = _locate_start(settings)
-    if role == "policy" and start.card is not None and start.card.role == "reward":
+    is_reward_model = start.card is not None and start.card.role == "reward"
+    if role == "policy" and (is_reward_model or any(saved.score is not None for saved in start.stack)):
         raise ModelError(
             "this is a reward model: it scores answers and cannot learn to give any",
             where=str(start.adapter or start.base),
@@ -84,6 +85,8 @@ def _locate_start(settings: ModelSettings) -> Start:
             where=f"model_name_or_path: {located.adapter}",
             remedy=f"keep one of the two: set model_name_or_path: {located.base} to start from the other",
         )
+    if not adapters:
+        raise SettingsError("names no adapter", where="adapter_name_or_path", remedy="name one, or remove it")
     for adapter in adapters:
         if not is_adapter(adapter):
             raise ModelError(
@@ -174,12 +177,15 @@ def _fit_vocabulary(base: SharedBase, settings: ModelSettings, tuning: TuningSet
         return
     grow_vocabulary(base.model, num_tokens)
     learned = tuning.modules_to_save if tuning.finetuning_type == "lora" else ""
-    names = [path for path, module in plain_modules(base.model) if module is base.model.get_input_embeddings()]
-    if tuning.finetuning_type != "full" and not any(Target(n.strip()).matches(names[0]) for n in learned.split(",")):
+    embeddings, head = (
+        next(path for path, module in plain_modules(base.model) if module is end)
+        for end in (base.model.get_input_embeddings(), base.model.get_output_embeddings())
+    )
+    if tuning.finetuning_type != "full" and not any(Target(n.strip()).matches(embeddings) for n in learned.split(",")):
         raise SettingsError(
             f"{num_tokens - rows} new tokens would never learn what they mean: the embeddings are frozen",
             where="resize_vocab",
-            remedy=f"set modules_to_save: {names[0].rpartition('.')[2]},lm_head",
+            remedy=f"set modules_to_save: {embeddings.rpartition('.')[2]},{head.rpartition('.')[2]}",
         )
 
 
@@ -240,7 +246,7 @@ def seat_reference(base: SharedBase, named: str | None) -> str:
     """Seat the reference: the policy as it is now, unless an adapter is named. Returns what it is, in words.
 
     Raises:
-        ModelError: The named adapter is missing, or belongs to another base.
+        ModelError: The named adapter is missing, a reward model, or belongs to another base.
     """
     if named is not None:
         if not is_adapter(Path(named)):
@@ -255,6 +261,12 @@ def seat_reference(base: SharedBase, named: str | None) -> str:
     if named is not None:
         beside = "reference" if is_base_trained else None
         *below, own = read_stack(named)
+        if own.score is not None:
+            raise ModelError(
+                "this is a reward model: it gives no answers that a policy could be compared with",
+                where=f"ref_model: {named}",
+                remedy="give the adapter of an sft run",
+            )
         base.seat_saved_adapter("reference", own, trainable=False, above=below, beside=beside)
         return named
     if is_base_trained:
