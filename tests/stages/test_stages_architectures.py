@@ -76,11 +76,7 @@ def digest(directory: Path) -> str:
     return hasher.hexdigest()
 
 
-NOT_YET = pytest.mark.xfail(reason="its reward model, loaded as a network of its own, gives nan", strict=True)
-PARAMETERS = [pytest.param(name, marks=NOT_YET if name.startswith("falcon_h1") else ()) for name in ARCHITECTURES]
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_stage_trains_saves_and_loads_again(
     name: str, workshop: Workshop, memory: Memory, tmp_path: Path
 ) -> None:

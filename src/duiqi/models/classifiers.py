@@ -28,6 +28,15 @@ def classifier_class(config: PreTrainedConfig) -> Any:
     return type(name, (GenericForSequenceClassification, family), {"base_model_prefix": family.base_model_prefix})
 
 
+def fill_buffers(classifier: Any) -> None:
+    """Give a classifier that was loaded the buffers of its trunk that no file holds.
+
+    transformers builds the trunk of its generic classifier apart and takes it for initialised, so they would be
+    whatever the memory held (Falcon-H1's multipliers). Weights that were loaded are left alone.
+    """
+    classifier._init_weights(getattr(classifier, classifier.base_model_prefix))
+
+
 def new_classifier(config: PreTrainedConfig) -> PreTrainedModel:
     """A sequence classifier of an architecture of transformers', with random weights."""
     kind = classifier_class(config)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
 from duiqi.errors import ModelError
 from duiqi.models.adapter_files import SavedAdapter, modules_of
-from duiqi.models.classifiers import classifier_class
+from duiqi.models.classifiers import classifier_class, fill_buffers
 from duiqi.models.lineage import read_stack
 from duiqi.models.loading import (
     Located,
@@ -160,6 +160,8 @@ def load_standalone_reward(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with the weight's name
         )
+    if port is None:
+        fill_buffers(network)
     replaced = () if saved is None else ("score.weight",)
     refuse_incomplete(info, where=path, remedy=WHAT_TO_GIVE, replaced=replaced)
     head = getattr(network, "score", None)
