@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.conftest import Workshop
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -429,6 +429,15 @@ def test_an_adapter_of_2023_is_read_without_unpickling(tmp_path: Path, middle: s
     again = SharedBase(tiny(), name="tiny")
     again.seat_saved_adapter("policy", read_adapter(directory), trainable=False)
     assert torch.allclose(logits(again, "policy"), logits(base, "policy"), atol=1e-6)
+
+
+def test_a_prefix_without_slots_is_refused(tmp_path: Path) -> None:
+    base = SharedBase(tiny(), name="tiny")
+    seat_prefix(base, "policy")
+    directory = save(base, "policy", tmp_path / "prefix")
+    save_file({"other": torch.zeros(1)}, directory / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="prompt_embeddings is missing from its weights"):
+        read_adapter(directory)
 
 
 class Stranger:

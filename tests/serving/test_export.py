@@ -140,6 +140,16 @@ def test_a_merge_that_is_wrong_is_refused(workshop: Workshop, tmp_path: Path, mo
     assert not (tmp_path / "plain").exists()
 
 
+def test_what_reads_back_otherwise_leaves_nothing_behind(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = torch.zeros(1, 1, 1)
+    monkeypatch.setattr("duiqi.serving.export._reread", lambda _directory, rows, *_: [wrong for _ in rows])
+    with pytest.raises(ModelError, match="the merged model is not the one with adapters"):
+        export(workshop.sft, str(tmp_path / "plain"))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("place", [".", "note.txt"])
 def test_files_that_are_there_are_left_alone(workshop: Workshop, tmp_path: Path, place: str) -> None:
     (tmp_path / "note.txt").write_text("mine")

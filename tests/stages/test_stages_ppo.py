@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.conftest import Workshop
 from torch import Tensor
 
@@ -264,6 +264,20 @@ def test_a_reward_model_of_another_base_reads_the_text(workshop: Workshop, tmp_p
     duiqi.run("rm", **workshop.settings("rm", other_rm, model_name_or_path=str(other_base)))
     result = duiqi.run("ppo", **workshop.settings("ppo", tmp_path / "ppo", reward_model=str(other_rm), max_steps=1))
     assert result.steps == 1
+    manifest = json.loads((tmp_path / "ppo" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["parents"]["reward"] == f"{other_rm}, a network of its own"
+
+
+def test_a_reward_model_whose_base_has_other_weights_now_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    shutil.copytree(workshop.base, tmp_path / "base")
+    own = {"model_name_or_path": str(tmp_path / "base"), "max_steps": 1}
+    duiqi.run("rm", **workshop.settings("rm", tmp_path / "rm", **own))
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"] *= 1.5
+    save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    changes = {**own, "adapter_name_or_path": None, "reward_model": str(tmp_path / "rm")}
+    with pytest.raises(ModelError, match=r"trained on other weights than are now in .*base"):
+        duiqi.run("ppo", **workshop.settings("ppo", tmp_path / "ppo", **changes))
 
 
 def test_a_reward_model_with_another_template_is_refused(workshop: Workshop, tmp_path: Path) -> None:

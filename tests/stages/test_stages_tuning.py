@@ -19,6 +19,7 @@ from transformers import (
     BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaForCausalLM,
     PreTrainedModel,
 )
 
@@ -289,6 +290,15 @@ class TestVocabulary:
         }
         with pytest.raises(SettingsError, match=rf"new tokens would never learn.*\n.*modules_to_save: {names}$"):
             duiqi.run("sft", **workshop.settings("sft", tmp_path, **settings))
+
+    def test_so_are_those_that_find_a_spare_row(self, workshop: Workshop, tmp_path: Path) -> None:
+        config = LlamaForCausalLM.from_pretrained(workshop.base).config
+        config.vocab_size += 64
+        shutil.copytree(workshop.base, tmp_path / "base")
+        LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+        settings = workshop.settings("sft", tmp_path / "run", model_name_or_path=str(tmp_path / "base"), **self.GROWN)
+        with pytest.raises(SettingsError, match="3 new tokens would never learn"):
+            duiqi.run("sft", **settings)
 
     def test_tokens_without_rows_are_refused(self, workshop: Workshop, tmp_path: Path) -> None:
         tokenizer = load_tokenizer(workshop.base)

@@ -82,6 +82,9 @@ def read_adapter(directory: str | Path) -> SavedAdapter:
     saved = SavedAdapter(path, config, str(config.base_model_name_or_path or ""))
     plain = {_plain_name(key): value for key, value in weights.items()}
     if isinstance(config, PrefixTuningConfig):
+        if PROMPT_KEY not in plain:
+            missing = f"{PROMPT_KEY} is missing from its weights"
+            raise ModelError(missing, where=str(path), remedy="copy the adapter again")
         return replace(saved, prefix=plain.pop(PROMPT_KEY), score=plain.pop(SCORE_KEY, None))
     score = plain.pop(SCORE_KEY, None)
     low_rank = {key: value for key, value in plain.items() if "lora_" in key}

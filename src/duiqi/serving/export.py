@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from duiqi.data.registry import DatasetSpec
 from duiqi.data.templates import Template, from_dict, get_template
 from duiqi.errors import ModelError, RunError, SettingsError, TemplateError
 from duiqi.journal.files import writing
+from duiqi.models.adapter_files import SavedAdapter
 from duiqi.models.card import CARD_NAME, ModelCard
 from duiqi.models.lineage import read_stack
 from duiqi.models.loading import (
@@ -80,27 +83,14 @@ def export(
         RunError: The directory has files in it already.
         SettingsError: The size is none.
     """
-    target = Path(output_dir).expanduser()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise RunError("there are files in it already", where=output_dir, remedy="give another --output_dir")
+    target = _empty(output_dir)
     if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]B", max_shard_size, re.IGNORECASE):
         raise SettingsError(f"{max_shard_size!r} is no size", where="max_shard_size", remedy="write 500MB or 5GB")
     where = locate(path)
-    if where.adapter is None and where.card is not None and where.card.role == "reward":
-        raise ModelError(
-            "this reward model is a plain model already, there is nothing to merge",
-            where=path,
-            remedy="open it with transformers' AutoModelForSequenceClassification as it is",
-        )
     stack = read_stack(where.adapter) if where.adapter is not None else ()
+    _refuse_what_cannot_be_merged(where, stack, path)
     tokenizer = load_tokenizer(where.leaf)
     template = _template_of(where, tokenizer)
-    if any(saved.prefix is not None for saved in stack):
-        raise ModelError(
-            "a learned prefix is no weight and cannot be merged",
-            where=path,
-            remedy="load it as PEFT's prefix tuning, or train a low-rank adapter instead",
-        )
     network = load_causal_lm(where.base, device=choose_device(device), dtype=_dtype(dtype, where.base))
     refuse_other_base(where, path, model=network)
     grow_vocabulary(network, where.vocabulary)
@@ -117,23 +107,62 @@ def export(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    written = plain if score is None else as_sequence_classifier(plain, score, tokenizer)
     notes = with_chat_template(tokenizer, template) if template is not None else ()
     if find_port(where.base) is not None:
         notes = (*notes, "transformers has no class for this network: it opens with duiqi.load_model")
-    with writing(target):
-        target.mkdir(parents=True, exist_ok=True)
-        written.save_pretrained(target, max_shard_size=max_shard_size)
-        tokenizer.save_pretrained(target)
-        card = _card_of(where, target, template, score)
-        (target / CARD_NAME).write_text(card.to_json(), encoding="utf-8")
-        parents = [where.base, *(str(saved.path) for saved in stack)]
-        (target / "README.md").write_text(model_card(target.name, parents, plain, card, gap), encoding="utf-8")
-        if template is not None and score is None:
-            (target / "Modelfile").write_text(modelfile(template), encoding="utf-8")
-    again = _gap(before, _reread(target, rows, score, plain.dtype))
-    _refuse_difference(again, plain.dtype, str(target))
+    card = _card_of(where, target, template, score)
+    parents = [where.base, *(str(saved.path) for saved in stack)]
+    beside = {CARD_NAME: card.to_json(), "README.md": model_card(target.name, parents, plain, card, gap)}
+    if template is not None and score is None:
+        beside["Modelfile"] = modelfile(template)
+    written = plain if score is None else as_sequence_classifier(plain, score, tokenizer)
+    with _whole(target) as draft:
+        written.save_pretrained(draft, max_shard_size=max_shard_size)
+        tokenizer.save_pretrained(draft)
+        for name, text in beside.items():
+            (draft / name).write_text(text, encoding="utf-8")
+        _refuse_difference(_gap(before, _reread(draft, rows, score, plain.dtype)), plain.dtype, output_dir)
     return Exported(target, len(stack), gap, len(rows), tuple(notes))
+
+
+def _empty(output_dir: str) -> Path:
+    """A directory that is new or empty."""
+    target = Path(output_dir).expanduser()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise RunError("there are files in it already", where=output_dir, remedy="give another --output_dir")
+    return target
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A directory that becomes `target` when everything in it is as it should be, and is gone when not."""
+    draft = target.with_name(f".{target.name}.partial")
+    with writing(target):
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        try:
+            yield draft
+            if target.exists():
+                target.rmdir()
+            draft.rename(target)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+
+
+def _refuse_what_cannot_be_merged(where: Located, stack: Sequence[SavedAdapter], path: str) -> None:
+    if where.adapter is None and where.card is not None and where.card.role == "reward":
+        raise ModelError(
+            "this reward model is a plain model already, there is nothing to merge",
+            where=path,
+            remedy="open it with transformers' AutoModelForSequenceClassification as it is",
+        )
+    if any(saved.prefix is not None for saved in stack):
+        raise ModelError(
+            "a learned prefix is no weight and cannot be merged",
+            where=path,
+            remedy="load it as PEFT's prefix tuning, or train a low-rank adapter instead",
+        )
 
 
 def _dtype(dtype: str, base: str) -> torch.dtype:

@@ -31,7 +31,7 @@ from duiqi.settings.groups import (
     PromptSettings,
     RunSettings,
 )
-from duiqi.stages.start import Start
+from duiqi.stages.start import Start, tokens_to_add
 from duiqi.training.learner import Learner
 from duiqi.training.schedule import Schedule
 from duiqi.training.session import Cadence
@@ -55,7 +55,7 @@ def make_tokenizer(
     if not has_own and not settings.resize_vocab:
         for finding in refuse_larger_vocabulary(tokenizer, start.base):
             say(finding)
-    if new := [token.strip() for token in settings.add_tokens.split(",") if token.strip()]:
+    if new := tokens_to_add(settings):
         tokenizer.add_tokens(new, special_tokens=True)
     return tokenizer
 

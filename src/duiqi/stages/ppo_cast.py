@@ -28,6 +28,7 @@ from duiqi.rollouts.experience import Experience, Measuring, assemble
 from duiqi.rollouts.scoring import (
     Candidate,
     FunctionScorer,
+    ModelScorer,
     RewardSpec,
     Scored,
     ScoreMix,
@@ -48,7 +49,7 @@ from duiqi.stages.materials import (
     refuse_mismatch,
 )
 from duiqi.stages.ppo_rollouts import check_rollouts, make_engine, make_sampling
-from duiqi.stages.start import find_start, make_base, make_card, seat_policy, seat_reference
+from duiqi.stages.start import check_belongs, find_start, make_base, make_card, seat_policy, seat_reference
 from duiqi.types import Example, Rollout, Sampling
 
 
@@ -163,7 +164,7 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
         start,
         template,
         notes=rows.notes,
-        reward=config.score.reward_model,
+        reward=config.score.reward_model + (", a network of its own" if _has_own_network(parts) else ""),
         reference=reference_name,
         critic=_describe_critic(critic, base),
     )
@@ -298,17 +299,28 @@ def _make_scorer(
     return scorer, spec.weight
 
 
+def _has_own_network(parts: Sequence[tuple[Scorer, float]]) -> bool:
+    """Whether a reward model could not share the base, and takes as much memory again."""
+    return any(isinstance(scorer, ModelScorer) for scorer, _ in parts)
+
+
 def stands_on(located: Located, card: ModelCard, base: SharedBase) -> bool:
     """Whether a reward model is an adapter that was trained on this base, with as many tokens.
 
     Quantised matrices have no fingerprint, and merging changes nothing else: then the base must be in the same place.
+
+    Raises:
+        ModelError: It was trained on what lay in the place of this base before.
     """
     if located.adapter is None or located.vocabulary not in (0, num_rows(base.model)):
         return False
+    is_here = Path(located.base).resolve() == Path(base.name).resolve()
     if not is_same_base(card.base_fingerprint, base.fingerprint):
-        return False
+        if is_here:
+            check_belongs(card, base, str(located.adapter))
+        return is_here
     is_certain = not any(QUANTISED in each for each in (card.base_fingerprint, base.fingerprint))
-    return is_certain or Path(located.base).resolve() == Path(base.name).resolve()
+    return is_certain or is_here
 
 
 def seat_critic(base: SharedBase, config: PPOConfig) -> str:

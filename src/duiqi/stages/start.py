@@ -170,10 +170,15 @@ def check_tuning(start: Start, tuning: TuningSettings) -> None:
         )
 
 
+def tokens_to_add(settings: ModelSettings) -> list[str]:
+    """The tokens that are to be added to the vocabulary."""
+    return [token.strip() for token in settings.add_tokens.split(",") if token.strip()]
+
+
 def _fit_vocabulary(base: SharedBase, settings: ModelSettings, tuning: TuningSettings, num_tokens: int) -> None:
-    """Grow the vocabulary to that of the tokenizer, where it may."""
-    rows = num_rows(base.model)
-    if num_tokens <= rows or not settings.resize_vocab:
+    """Grow the vocabulary to that of the tokenizer, where it may, and see that new tokens can learn."""
+    new = max(num_tokens - num_rows(base.model), len(tokens_to_add(settings)))
+    if not settings.resize_vocab or new <= 0:
         return
     grow_vocabulary(base.model, num_tokens)
     learned = tuning.modules_to_save if tuning.finetuning_type == "lora" else ""
@@ -183,7 +188,7 @@ def _fit_vocabulary(base: SharedBase, settings: ModelSettings, tuning: TuningSet
     )
     if tuning.finetuning_type != "full" and not any(Target(n.strip()).matches(embeddings) for n in learned.split(",")):
         raise SettingsError(
-            f"{num_tokens - rows} new tokens would never learn what they mean: the embeddings are frozen",
+            f"{new} new tokens would never learn what they mean: the embeddings are frozen",
             where="resize_vocab",
             remedy=f"set modules_to_save: {embeddings.rpartition('.')[2]},{head.rpartition('.')[2]}",
         )
@@ -212,6 +217,12 @@ def check_belongs(card: ModelCard, base: SharedBase, where: str) -> None:
     if not base.fingerprint or base.dtype == torch.float16:
         return
     if not is_same_base(card.base_fingerprint, base.fingerprint):
+        if Path(card.base).resolve() == Path(base.name).resolve():
+            raise ModelError(
+                f"the adapter was trained on other weights than are now in {base.name}",
+                where=where,
+                remedy="put back the weights of its base, or train the adapter again on these",
+            )
         raise ModelError(
             f"the adapter was trained on {card.base}, whose weights are not those of {base.name}",
             where=where,
