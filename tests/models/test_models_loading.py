@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import duiqi
 from duiqi.errors import ModelError
 from duiqi.models import loading
-from duiqi.models.loading import load_causal_lm
+from duiqi.models.loading import load_causal_lm, locate
 from duiqi.serving.speaker import open_speaker
 
 CPU = torch.device("cpu")
@@ -68,6 +68,14 @@ def test_a_head_tied_to_the_embedding_is_not_missing(tmp_path: Path) -> None:
 def test_an_attention_that_is_not_installed_is_a_setting_to_mend(workshop: Workshop) -> None:
     with pytest.raises(ModelError, match="set attn_implementation: sdpa"):
         load_causal_lm(workshop.base, device=CPU, dtype=torch.float32, attn_implementation="flash_attention_2")
+
+
+def test_a_misspelt_run_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "sft").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="runs/sf: there is no such directory"):
+        locate("runs/sf")
+    assert locate("Qwen/Qwen2.5-0.5B").base == "Qwen/Qwen2.5-0.5B"
 
 
 @pytest.mark.parametrize("open_it", [duiqi.load_model, open_speaker])

@@ -65,7 +65,8 @@ def locate(path: str) -> Located:
     """
     directory = Path(path).expanduser()
     if not directory.exists():
-        if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        is_beside_others = "/" in path and directory.parent.is_dir()  # runs/sf for runs/sft, and no name on the hub
+        if path.startswith((".", "/", "~")) or path.count("/") > 1 or is_beside_others:
             raise ModelError("there is no such directory", where=path, remedy="check the path")
         return Located(base=path, adapter=None, card=None)
     card = read_card(directory)
