@@ -11,6 +11,7 @@ import pytest
 from tests.reports.conftest import WriteRun
 
 from duiqi.errors import RunError
+from duiqi.journal.run import Run
 from duiqi.reports.html import write_report
 
 COMPARISONS: list[dict[str, Any]] = [
@@ -131,3 +132,40 @@ def test_comparisons_of_another_shape_are_refused_with_the_right_one(tmp_path: P
 def test_half_an_emoji_does_not_spoil_the_page(tmp_path: Path, write_run: WriteRun) -> None:
     comparisons = [{"prompt": "p", "answers": [{"model": "m", "answer": "好\ud83d"}]}]
     assert "好?" in report(tmp_path, write_run("ppo"), comparisons=comparisons)
+
+
+def watched_run(tmp_path: Path) -> Path:
+    """A run of PPO that was evaluated, saved, warned and stopped."""
+    with Run.open(tmp_path / "ppo", stage="ppo", settings={"dataset": "demo"}, argv=[]) as run:
+        for step, (kl, score, opinion) in {0: (0.0, 1.0, 0.5), 10: (1.5, 2.0, 0.7), 20: (4.0, 3.0, 0.1)}.items():
+            run.metrics(step, {"eval_kl": kl, "eval_score": score, "eval_opinion": opinion})
+            run.checkpoint_dir(step).mkdir(parents=True)
+            run.event("checkpoint", step=step, best=step == 10)
+        evidence = [{"prompt": "<b>q</b>", "answer": "", "score": 0.9, "length": 1}]
+        shown = {"name": "shorter", "value": 0.3, "limit": 0.6, "text": "answers become short", "remedy": "raise it"}
+        run.event("finding", step=20, action="stop", evidence=evidence, **shown)
+        run.event("stopped_by_watch", step=20, name="shorter", best_step=10)
+    return tmp_path / "ppo"
+
+
+def test_what_the_watch_saw_is_shown_with_the_answers_that_show_it(tmp_path: Path) -> None:
+    page = report(tmp_path, watched_run(tmp_path))
+    Outline(page)
+    assert "What the watch saw in ppo" in page
+    assert "answers become short" in page
+    assert "went back and ended" in page
+    assert "&lt;b&gt;q&lt;/b&gt; → ∅" in re.sub(r"</?span[^>]*>", "", page)
+
+
+def test_the_frontier_has_every_evaluation_and_marks_the_best(tmp_path: Path) -> None:
+    page = report(tmp_path, watched_run(tmp_path))
+    assert "Score against KL" in page
+    assert "Second opinion against KL" in page
+    assert page.count(">10 best<") == 2
+    assert "Checkpoints on the disk: 0, 10, 20" in page
+
+
+def test_a_run_without_a_watch_has_neither(tmp_path: Path, write_run: WriteRun) -> None:
+    page = report(tmp_path, write_run("sft", stage="sft"))
+    assert "What the watch saw" not in page
+    assert "against KL" not in page

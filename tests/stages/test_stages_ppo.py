@@ -178,7 +178,7 @@ def test_a_critic_of_its_own_learns_with_all_its_weights_and_leaves_the_policy_a
     config = resolve("ppo", values=workshop.settings("ppo", tmp_path, **changes))
     cast = open_cast(workshop, tmp_path, **changes)
     answered = cast.answer(range(8), step=1)
-    experience, _ = Credit.start(config.ppo, config.score).assign(cast.measure(answered), torch.linspace(-1, 1, 8))
+    experience, _ = Credit.start(config).assign(cast.measure(answered), torch.linspace(-1, 1, 8))
     critic = {n: p for n, p in cast.base.trainable_parameters().items() if n.startswith(("value.", "heads.value."))}
     before = {name: p.detach().clone() for name, p in critic.items()}
     others = digest(dict(cast.base.model.named_parameters()))
@@ -236,7 +236,7 @@ def test_two_reward_models_of_the_same_name_both_count(workshop: Workshop, tmp_p
     duiqi.run("rm", **workshop.settings("rm", other, max_steps=2, seed=7))
     cast = open_cast(workshop, tmp_path / "ppo", reward_model=f"{workshop.rm},{other},{other}@0.5")
     scored = cast.scorer.score(cast.answer([0, 1], step=1).candidates)
-    assert set(scored.parts) == {"rm", "rm_2", "rm_3"}
+    assert set(scored.parts) == {"rm", "rm_2", "rm_3", "disagreement"}
     assert not torch.equal(scored.parts["rm"], scored.parts["rm_2"])
     assert torch.allclose(scored.total, scored.parts["rm"] + 1.5 * scored.parts["rm_2"])
 
@@ -346,7 +346,7 @@ def test_only_gae_s_advantages_are_whitened(workshop: Workshop, tmp_path: Path) 
         config = resolve("ppo", values=workshop.settings("ppo", tmp_path, **changes))
         answered = cast.answer(range(4), step=1)
         scores = torch.arange(8.0)
-        assigned, _ = Credit.start(config.ppo, config.score).assign(cast.measure(answered), scores)
+        assigned, _ = Credit.start(config).assign(cast.measure(answered), scores)
         spread[advantage] = float(assigned.advantages[assigned.answer_mask].var())
     assert spread["gae"] == pytest.approx(1.0, abs=0.05)
     assert abs(spread["rloo"] - 1.0) > 0.2

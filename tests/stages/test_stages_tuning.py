@@ -165,26 +165,38 @@ def test_it_trains_saves_and_loads_equal_in_every_stage(
             assert all(torch.equal(after[key], weight) for key, weight in before.items()), name
 
 
-@pytest.mark.parametrize(
-    "bits", [{"quantization_bit": 4}, {"quantization_bit": 4, "quantization_type": "fp4"}, {"quantization_bit": 8}]
-)
+BITS: dict[str, dict[str, Any]] = {
+    "nf4": {"quantization_bit": 4},
+    "fp4": {"quantization_bit": 4, "quantization_type": "fp4"},
+    "int8": {"quantization_bit": 8},
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), product(KINDS, BITS))
 def test_a_quantised_base_trains_in_every_stage(
-    workshop: Workshop, witness: Witness, tmp_path: Path, bits: dict[str, Any]
+    workshop: Workshop, bases: dict[str, str], witness: Witness, tmp_path: Path, kind: str, name: str
 ) -> None:
-    common = {"max_steps": 2, "eval_dataset": None, **bits}
-    later = {**common, "adapter_name_or_path": str(tmp_path / "sft"), "reward_model": str(tmp_path / "rm")}
-    reward = later.pop("reward_model")
+    bits, place = BITS[name], bases[kind]
+    common = {"model_name_or_path": place, "max_steps": 2, "eval_dataset": None, **bits}
+    if kind in RELEASES:
+        common |= {"template": RELEASES[kind].template, "cutoff_len": 640}
+    later = {**common, "adapter_name_or_path": str(tmp_path / "sft")}
+    reward = {"reward_model": str(tmp_path / "rm"), "rollout_batch_size": 4}
     duiqi.run("sft", **workshop.settings("sft", tmp_path / "sft", **common))
     duiqi.run("rm", **workshop.settings("rm", tmp_path / "rm", **common))
     duiqi.run("dpo", **workshop.settings("dpo", tmp_path / "dpo", **later))
-    duiqi.run("ppo", **workshop.settings("ppo", tmp_path / "ppo", **later, reward_model=reward, rollout_batch_size=4))
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path / "ppo", **later, **reward))
     first, *others = witness.bases.values()
-    stored = torch.int8 if bits["quantization_bit"] == 8 else torch.uint8
+    stored = torch.int8 if name == "int8" else torch.uint8
     assert {weight.dtype for weight in first.values()} >= {torch.float32, stored}
-    assert all(torch.equal(other[name], weight) for other in others for name, weight in first.items())
-    kind = Quantization(4 if bits["quantization_bit"] == 4 else 8, bits.get("quantization_type", "nf4"))
-    network = load_causal_lm(workshop.base, device=torch.device("cpu"), dtype=torch.float32, quantization=kind)
-    base = SharedBase(network, name=workshop.base)
+    assert all(torch.equal(other[key], weight) for other in others for key, weight in first.items())
+    network = load_causal_lm(
+        place,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        quantization=Quantization(bits["quantization_bit"], bits.get("quantization_type", "nf4")),
+    )
+    base = SharedBase(network, name=place)
     *_, own = read_stack(tmp_path / "dpo")
     base.seat_saved_adapter("policy", own, trainable=False)
     with base.acting("policy"):
@@ -252,6 +264,15 @@ def test_without_bitsandbytes_or_a_device_for_it_that_is_said(
         duiqi.run("sft", **workshop.settings("sft", tmp_path, quantization_bit=4))
 
 
+def test_the_way_to_tune_may_be_said_again_when_a_stage_goes_on(workshop: Workshop, tmp_path: Path) -> None:
+    freeze = {"finetuning_type": "freeze", "max_steps": 1}
+    duiqi.run("sft", **workshop.settings("sft", tmp_path / "sft", **freeze, freeze_trainable_layers=1))
+    later = {"adapter_name_or_path": str(tmp_path / "sft"), "max_steps": 1}
+    duiqi.run("dpo", **workshop.settings("dpo", tmp_path / "dpo", **{**freeze, **later}))
+    with pytest.raises(SettingsError, match="is trained in the shape it has"):
+        duiqi.run("dpo", **workshop.settings("dpo", tmp_path / "other", **later, finetuning_type="p_tuning"))
+
+
 class TestVocabulary:
     GROWN: ClassVar[dict[str, Any]] = {"resize_vocab": True, "add_tokens": "<a>,<b>,<c>", "lora_rank": 2}
 
@@ -269,6 +290,10 @@ class TestVocabulary:
         assert torch.allclose(loaded(tmp_path / "plain"), witness.logits["grown"], atol=1e-5)
         duiqi.run("dpo", **workshop.settings("dpo", tmp_path / "dpo", adapter_name_or_path=str(tmp_path / "grown")))
         assert torch.allclose(loaded(tmp_path / "dpo"), witness.logits["dpo"], atol=1e-6)
+
+        again = {"adapter_name_or_path": str(tmp_path / "grown"), "resize_vocab": True, "add_tokens": "<d>"}
+        with pytest.raises(SettingsError, match=f"has grown the vocabulary to {rows} tokens already"):
+            duiqi.run("dpo", **workshop.settings("dpo", tmp_path / "again", **again))
 
     def test_a_reward_model_of_new_tokens_scores_by_itself(
         self, workshop: Workshop, witness: Witness, tmp_path: Path

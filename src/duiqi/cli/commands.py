@@ -33,6 +33,13 @@ COMMANDS: dict[str, Command] = {
         "duiqi demo --output_dir runs/demo --seed 0",
         "duiqi.cli.runners:demo",
     ),
+    "lab": Command(
+        "Watch a reward model being exploited where the truth is known.",
+        "Start here",
+        f"overoptimisation {_ANY_SETTINGS}",
+        "duiqi lab overoptimisation --output_dir runs/lab --seeds 0-4",
+        "duiqi.cli.runners:lab",
+    ),
     "env": Command(
         "Show versions, device and memory.", "Start here", "", "duiqi env", "duiqi.cli.environment:show_environment"
     ),

@@ -127,6 +127,20 @@ class DemoOptions:
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
+class LabOptions:
+    """Laboratory"""
+
+    experiment: Literal["overoptimisation"]
+    """What is to be tried."""
+    output_dir: str = "runs/lab"
+    """Where worlds, runs, lab.json and the page lab.html are written. One that was interrupted is gone on with."""
+    seeds: str = "0"
+    """Seeds of the worlds, with commas between, or a range: 0-4. Each takes a quarter of an hour on two cores."""
+    quick: bool = False
+    """A few steps per stage: shows that everything works, not what happens."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
 class PlanOptions:
     """Plan"""
 
@@ -194,6 +208,13 @@ class DemoConfig:
 
 
 @plain_dataclass(frozen=True)
+class LabConfig:
+    """An experiment on the built-in world."""
+
+    lab: LabOptions
+
+
+@plain_dataclass(frozen=True)
 class EnvironmentConfig:
     """Versions and hardware: nothing to set."""
 
@@ -220,6 +241,7 @@ CONFIGS: dict[str, type] = {
     "export": ExportConfig,
     "report": ReportConfig,
     "demo": DemoConfig,
+    "lab": LabConfig,
     "env": EnvironmentConfig,
 }
 

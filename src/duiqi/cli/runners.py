@@ -16,6 +16,7 @@ from duiqi.cli.options import (
     DemoConfig,
     ExportConfig,
     GenerateConfig,
+    LabConfig,
     PlanConfig,
     ReportConfig,
     ScoreConfig,
@@ -159,9 +160,35 @@ def demo(command: str, arguments: Arguments) -> None:
     run_demo(Path(settings.output_dir), seed=settings.seed, quick=settings.quick)
 
 
+def lab(command: str, arguments: Arguments) -> None:
+    """Run an experiment on the built-in world."""
+    settings = build(LabConfig, arguments.named("experiment"), command=command).lab
+    seeds = _seeds(settings.seeds)
+
+    from duiqi.pipeline.lab import run_lab
+
+    run_lab(Path(settings.output_dir), seeds=seeds, quick=settings.quick, say=_say, view=make_view)
+
+
+def _seeds(text: str) -> list[int]:
+    """Seeds as they are typed.
+
+    >>> _seeds("0-2,7")
+    [0, 1, 2, 7]
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not (first.isdigit() and (last or first).isdigit()):
+            raise SettingsError(f"{part!r} is no seed", where="seeds", remedy="write 0, or 0,3, or 0-4")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
 def _sampling(options: DecodingOptions) -> Sampling:
     return Sampling(**asdict(options))
 
 
 def _say(*lines: str) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()

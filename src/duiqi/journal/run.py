@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 import yaml
 
-from duiqi.errors import Interrupted, RunError
+from duiqi.errors import GuardStop, Interrupted, RunError
 from duiqi.journal.files import MIB, atomic_write_json, atomic_write_text, check_free_space, writing
 from duiqi.journal.lines import JsonLines, encode_line
 from duiqi.journal.lock import DirectoryLock
@@ -248,6 +248,9 @@ class Run:
             if isinstance(error, Interrupted | KeyboardInterrupt):
                 self._outcome = "interrupted"
                 self.event("interrupted", message=str(error))
+            elif isinstance(error, GuardStop):
+                self._outcome = "failed"
+                self.event("stopped", message=str(error))
             elif error is not None:
                 self._outcome = "failed"
                 self.event("failed", error=type(error).__name__, message=str(error))

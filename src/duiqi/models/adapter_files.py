@@ -46,6 +46,13 @@ class SavedAdapter:
     score: Tensor | None = None
     """The reward head (1 x H), if this is a reward model."""
 
+    @property
+    def kind(self) -> str:
+        """What it was trained with, as the setting `finetuning_type` calls it."""
+        if self.prefix is not None:
+            return "p_tuning"
+        return "lora" if self.low_rank else "freeze"
+
 
 def is_adapter(directory: Path) -> bool:
     """Whether a directory says that it is an adapter."""

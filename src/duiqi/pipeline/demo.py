@@ -98,9 +98,9 @@ class Demo:
         )
         config.save_pretrained(blank)
 
-    def train(self, stage: StageName) -> None:
-        """Run one stage with its recipe, through the same door as the command line."""
-        values = self.settings(stage)
+    def train(self, stage: StageName, **changes: Any) -> None:
+        """Run one stage with its recipe, through the same door as the command line; `changes` win over the recipe."""
+        values = {**self.settings(stage), **changes}
         self.say(f"\n$ {command(stage, values)}")
         config = resolve(stage, values=values)
         result = run(stage, config, argv=shlex.split(command(stage, values)), view=self.view())

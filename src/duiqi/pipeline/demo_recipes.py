@@ -91,5 +91,6 @@ class Sizes:
             steps={
                 **dict.fromkeys(("pretrain", "sft", "rm", "dpo"), few),
                 "ppo": {"max_steps": 2, "rollout_batch_size": 8, "mini_batch_size": 4, "eval_steps": 1},
+                "lab": {"max_steps": 2, "eval_steps": 1, "save_steps": 1},
             },
         )

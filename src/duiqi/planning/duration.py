@@ -40,18 +40,15 @@ def estimate(config: StageConfig, rows: Rows, work: Mapping[str, float], speed: 
 def tokens_by_work(config: StageConfig, rows: Rows) -> dict[str, float]:
     """Tokens of the whole run, by what is done with them."""
     per_step = rows.tokens_per_row * min(rows.per_step, rows.num_rows)
-    steps = rows.total_steps
+    steps, every = rows.total_steps, config.run.eval_steps
+    num_evaluations = (1 + steps // every + (steps % every > 0) if every else 2) if rows.num_held_out else 0
+    evaluated = num_evaluations * rows.num_held_out
     if isinstance(config, PPOConfig):
-        drawn = config.ppo.rollout_batch_size * config.sampling.max_new_tokens
+        read = steps * per_step + evaluated * rows.tokens_per_row
         return {
-            "rollouts": float(steps * drawn),
-            "scores": steps * per_step,
-            "measurements": steps * per_step,
+            "rollouts": float((steps * config.ppo.rollout_batch_size + evaluated) * config.sampling.max_new_tokens),
+            "scores": read,
+            "measurements": read,
             "update": steps * per_step * config.ppo.ppo_epochs,
         }
-    every = config.run.eval_steps
-    num_evaluations = (1 + steps // every + (steps % every > 0) if every else 2) if rows.num_held_out else 0
-    return {
-        "update": steps * per_step,
-        "evaluation": num_evaluations * rows.num_held_out * rows.tokens_per_row,
-    }
+    return {"update": steps * per_step, "evaluation": evaluated * rows.tokens_per_row}

@@ -120,8 +120,10 @@ def _seat_everybody(
             seat_reference(base, config.reference.ref_model)
         case PPOConfig():
             seat_reference(base, config.reference.ref_model)
-            standalone = _seat_rewards(base, config, start, device)
+            standalone = _seat_rewards(base, config.score.reward_model, config, start, device)
             seat_critic(base, config)
+            if config.score.second_opinion is not None:
+                standalone += _seat_rewards(base, config.score.second_opinion, config, start, device)
     return standalone
 
 
@@ -154,11 +156,11 @@ def causal_lm(path: str, settings: ModelSettings, dtype: torch.dtype) -> PreTrai
 
 
 def _seat_rewards(
-    base: SharedBase, config: PPOConfig, start: Start, device: torch.device
+    base: SharedBase, named: str, config: PPOConfig, start: Start, device: torch.device
 ) -> list[tuple[str, PreTrainedModel]]:
     """Seat reward adapters of the same base; give the reward models that are networks of their own."""
     apart = []
-    for spec in parse_reward_specs(config.score.reward_model):
+    for spec in parse_reward_specs(named):
         if spec.function is not None:
             continue
         located = locate(spec.source)

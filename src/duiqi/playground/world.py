@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from random import Random
 
-from duiqi.playground.answers import COMPARED, DEMONSTRATED, OVERHEARD, SCRAPED, answer, answer_from
+from duiqi.playground.answers import DEMONSTRATED, OVERHEARD, SCRAPED, answer, answer_from
 from duiqi.playground.gold import GoldReward
+from duiqi.playground.labellers import FAIR, Labeller
 from duiqi.playground.people import KINDS, LANGUAGES, PEOPLE, Language
 from duiqi.playground.phrases import ANSWERS, DESCRIPTIONS, GREETINGS, PLAIN_MARKS, QUESTIONS, SYSTEM_MESSAGES
 from duiqi.playground.questions import Question, every_question
@@ -63,14 +64,14 @@ class World:
             )
         return rows
 
-    def preferences(self, n: int) -> list[Example]:
+    def preferences(self, n: int, labeller: Labeller = FAIR) -> list[Example]:
         """Two answers per prompt in the order in which a noisy labeller put them (see LABEL_TEMPERATURE)."""
         random = self._stream("preferences")
 
         def is_first_better(gap: float) -> bool:
             return random.random() < 1.0 / (1.0 + math.exp(-gap / LABEL_TEMPERATURE))
 
-        return [self._pair(self.training, is_first_better, random) for _ in range(n)]
+        return [self._pair(self.training, is_first_better, random, labeller) for _ in range(n)]
 
     def held_out_pairs(self, n: int) -> list[Example]:
         """Two answers per held-out prompt, in the true order of their gold rewards."""
@@ -94,13 +95,20 @@ class World:
                 prompts.setdefault(self._prompt(question, random))
         return [Example("prompt", prompt, (), self._origin("held out")) for prompt in list(prompts)[:n]]
 
-    def _pair(self, questions: Sequence[Question], is_first_better: Callable[[float], bool], random: Random) -> Example:
+    def _pair(
+        self,
+        questions: Sequence[Question],
+        is_first_better: Callable[[float], bool],
+        random: Random,
+        labeller: Labeller = FAIR,
+    ) -> Example:
         question = random.choice(questions)
         prompt = self._prompt(question, random)
         gap = 0.0
         while abs(gap) < SMALLEST_GAP:
-            first, second = (answer_from(COMPARED, question, random) for _ in range(2))
+            first, second = (answer_from(labeller.mixture, question, random) for _ in range(2))
             gap = self.gold.score(prompt, first).total - self.gold.score(prompt, second).total
+        gap += labeller.liking(first) - labeller.liking(second)
         answers = (first, second) if is_first_better(gap) else (second, first)
         return Example("ranking", prompt, answers, self._origin("rm"))
 

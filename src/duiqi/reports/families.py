@@ -25,6 +25,7 @@ class Family:
 FAMILIES = (
     Family("Loss", ("loss", "train_loss"), "lower is better", False),
     Family("Score", ("score", "score_mean", "score_raw", "raw_score", "reward_score"), "from the reward model", True),
+    Family("Second opinion", ("opinion",), "a judge that training never learns from", True),
     Family("Gold reward", ("gold*",), "the known judge, never shown to training", True),
     Family("Accuracy", ("accuracy", "accuracies", "rewards/accuracies", "reward_accuracy", "accuracy_*"),
            "pairs ordered as people did; 0.5 is chance", True),
@@ -38,11 +39,13 @@ FAMILIES = (
     Family("KL coefficient", ("kl_coefficient", "kl_coef", "kl_beta", "beta"), "price of leaving the reference"),
     Family("KL of one update", ("approx_kl", "policy_kl"), "from the policy that sampled"),
     Family("KL from the reference", ("kl", "kl_*", "*_kl"), "distance from where training began"),
-    Family("Answer length", ("answer_length*", "length*", "*_length"), "tokens"),
+    Family("Answer length", ("answer_length*", "length*", "*_length"), "tokens; ended: of answers that end"),
     Family("Answers that end", ("eos_rate", "finished_rate"), "share that stops by itself", True),
-    Family("Empty answers", ("empty_rate", "empty*"), "share", False),
+    Family("Empty answers", ("empty_rate", "empty*", "ends_at_once"), "share", False),
+    Family("Alarms that ring", ("findings",), "of the watch, on held-out answers", False, False),
     Family("Variety", ("distinct*", "self_bleu*"), "distinct n-grams, share"),
-    Family("Repetition", ("repetition*",), "share", False),
+    Family("Repetition", ("repetition*", "self_similarity"), "within an answer, and between answers", False),
+    Family("Other language", ("language_switch",), "than the prompt's, share", False, False),
     Family("Entropy", ("entropy*",), "nats per token; a collapse is a warning"),
     Family("Perplexity", ("perplexity",), "exp of the loss", False, False),
     Family("Clipped share", ("clip_fraction*", "*_clip_fraction", "clipfrac*"), "tokens whose ratio left its range"),
@@ -54,7 +57,7 @@ FAMILIES = (
     Family("Tokens per second", ("*tokens_per_second*", "tokens/s*"), "by phase", None, False),
     Family("Seconds", ("*seconds*", "time_*", "*_time", "step_time*"), "per step", None, False),
     Family("Memory", ("*memory*",), "peak", None, False),
-    Family("Score in detail", ("score_*", "score/*", "reward", "reward_*", "rewards/*", "reward/*"),
+    Family("Score in detail", ("score_*", "score/*", "reward", "reward_*", "rewards/*", "reward/*", "penalty/*"),
            "parts and spread"),
 )  # fmt: skip
 

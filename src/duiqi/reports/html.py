@@ -19,6 +19,8 @@ from duiqi.reports.answers import (
 )
 from duiqi.reports.facts import events_of, provenance_of, settings_of
 from duiqi.reports.families import Family, group, parse, words
+from duiqi.reports.findings import findings
+from duiqi.reports.frontier import frontier
 from duiqi.reports.markup import Markup, element, join
 from duiqi.reports.read import RunRecord, load_run
 from duiqi.reports.summary import STAGES, in_words, summarise
@@ -27,7 +29,7 @@ from duiqi.reports.svg import Line, chart
 NUM_COLOURS = 6
 
 # The page may not load anything from anywhere, whatever a model wrote into an answer.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 def write_report(
@@ -71,7 +73,7 @@ def render(records: Sequence[RunRecord], *, title: str, comparisons: Sequence[Co
         "head",
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
         element("title", title),
         element("style", _asset("page.css")),
     )
@@ -114,6 +116,8 @@ def _stage(stage: str, records: Sequence[RunRecord]) -> Markup:
         "section",
         element("h2", STAGES.get(stage, words(stage).capitalize()), element("small", stage)),
         [element("p", element("b", record.name), "  ", in_words(record), class_="story") for record in records],
+        [findings(record) for record in records],
+        [frontier(record) for record in records],
         _charts(records),
         [_samples(record) for record in records],
         element(

@@ -96,12 +96,12 @@ def in_words(record: RunRecord) -> str:
 
 
 def ending_of(record: RunRecord) -> str:
-    """How the run ended: `finished`, `interrupted`, `failed`, or `unfinished` when it is running or was killed."""
+    """How the run ended: `finished`, `interrupted`, `failed`, `stopped` by a guard; `unfinished`: running or killed."""
     last = next((e["kind"] for e in reversed(record.events) if e.get("kind") in _BOUNDARIES), "started")
-    return str(last) if last in ("finished", "interrupted", "failed") else "unfinished"
+    return "unfinished" if last in ("started", "resumed") else str(last)
 
 
-_BOUNDARIES = ("started", "resumed", "finished", "interrupted", "failed")
+_BOUNDARIES = ("started", "resumed", "finished", "interrupted", "stopped", "failed")
 
 
 def _ends(series: Series, *, is_evaluation: bool) -> tuple[float, float] | None:

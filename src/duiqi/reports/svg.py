@@ -33,8 +33,8 @@ class Line:
 
 
 @dataclass(frozen=True)
-class _Scale:
-    """Maps data to the drawing; values outside are cut at the frame."""
+class Scale:
+    """Maps data to the drawing; values outside the range of y are cut at the frame."""
 
     x_low: float
     x_high: float
@@ -58,7 +58,7 @@ def chart(lines: Sequence[Line], *, description: str) -> Markup:
     return element(
         "svg",
         element("title", description),
-        _axes(scale),
+        axes(scale),
         [_curve(line, scale) for line in drawn],
         [_broken_points(line, scale) for line in lines],
         element("line", class_="cursor", y1=_TOP, y2=HEIGHT - _BOTTOM, visibility="hidden"),
@@ -134,7 +134,7 @@ def thin(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return kept
 
 
-def _scale_of(lines: Sequence[Line]) -> _Scale:
+def _scale_of(lines: Sequence[Line]) -> Scale:
     steps = [step for line in lines for step in line.series.steps]
     values = sorted(value for line in lines for _, value in line.series.finite)
     low, high = values[0], values[-1]
@@ -145,16 +145,24 @@ def _scale_of(lines: Sequence[Line]) -> _Scale:
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     floor = 0.0 if 0 <= low < room * 4 else low - room
     is_single_step = min(steps) == max(steps)
-    return _Scale(min(steps) - is_single_step, max(steps) + is_single_step, floor, high + room)
+    return Scale(min(steps) - is_single_step, max(steps) + is_single_step, floor, high + room)
 
 
-def _axes(scale: _Scale) -> Markup:
+def axes(scale: Scale, *, whole: bool = True) -> Markup:
+    """Grid, ticks and the line at the foot.
+
+    Args:
+        scale: Of the drawing.
+        whole: Whether ticks of x are whole numbers, as steps are.
+    """
     marks: list[Markup] = []
     for value in ticks(scale.y_low, scale.y_high):
         y = round(scale.y(value), 1)
         marks.append(element("line", class_="grid", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y))
         marks.append(element("text", _tick_label(value), class_="tick", x=_LEFT - 6, y=y + 3.5, text_anchor="end"))
-    for value in filter(float.is_integer, ticks(scale.x_low, scale.x_high)):
+    for value in ticks(scale.x_low, scale.x_high):
+        if whole and not value.is_integer():
+            continue
         x = round(scale.x(value), 1)
         anchor = "end" if x > WIDTH - _RIGHT - 12 else "middle"
         marks.append(element("text", _tick_label(value), class_="tick", x=x, y=HEIGHT - 7, text_anchor=anchor))
@@ -167,11 +175,11 @@ def _tick_label(value: float) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else brief(int(value) if value == int(value) else value)
 
 
-def _curve(line: Line, scale: _Scale) -> Markup:
+def _curve(line: Line, scale: Scale) -> Markup:
     points = line.series.finite
     style = f"c{line.colour}"
     if line.is_evaluation or len(points) < _MIN_POINTS_TO_SMOOTH:
-        dots = [element("circle", class_=f"dot {style}", cx=_at(scale.x(s)), cy=_at(scale.y(v)), r=2.2)
+        dots = [element("circle", class_=f"dot {style}", cx=at(scale.x(s)), cy=at(scale.y(v)), r=2.2)
                 for s, v in thin(points)] if len(points) < 40 else []  # fmt: skip
         kind = "evaluation" if line.is_evaluation else "smooth"
         return join([_path(line.series, scale, f"{kind} {style}"), dots])
@@ -181,7 +189,7 @@ def _curve(line: Line, scale: _Scale) -> Markup:
     return join([_path(line.series, scale, f"raw {style}"), _path(smoothed, scale, f"smooth {style}")])
 
 
-def _path(series: Series, scale: _Scale, style: str) -> Markup:
+def _path(series: Series, scale: Scale, style: str) -> Markup:
     """A line that is interrupted where values are not finite."""
     stretches: list[list[tuple[int, float]]] = [[]]
     for step, value in zip(series.steps, series.values, strict=True):
@@ -191,29 +199,30 @@ def _path(series: Series, scale: _Scale, style: str) -> Markup:
             stretches.append([])
     moves = []
     for stretch in stretches:
-        corners = [f"{_at(scale.x(s))},{_at(scale.y(v))}" for s, v in thin(stretch)]
+        corners = [f"{at(scale.x(s))},{at(scale.y(v))}" for s, v in thin(stretch)]
         if corners:
             moves.append("M" + "L".join(corners))
     return element("path", class_=style, d="".join(moves))
 
 
-def _broken_points(line: Line, scale: _Scale) -> list[Markup]:
+def _broken_points(line: Line, scale: Scale) -> list[Markup]:
     """A mark at the foot of the chart for every value that was not finite."""
     steps = [s for s, v in zip(line.series.steps, line.series.values, strict=True) if not math.isfinite(v)]
     return [
-        element("text", "✕", class_="broken", x=_at(scale.x(step)), y=HEIGHT - _BOTTOM - 3, text_anchor="middle")
+        element("text", "✕", class_="broken", x=at(scale.x(step)), y=HEIGHT - _BOTTOM - 3, text_anchor="middle")
         for step in steps[:20]
     ]
 
 
-def _for_the_script(line: Line, scale: _Scale) -> dict[str, object]:
+def _for_the_script(line: Line, scale: Scale) -> dict[str, object]:
     points = thin(line.series.finite)
     return {
         "label": line.label,
         "colour": line.colour,
-        "points": [[_at(scale.x(s)), _at(scale.y(v)), s, brief(v)] for s, v in points],
+        "points": [[at(scale.x(s)), at(scale.y(v)), s, brief(v)] for s, v in points],
     }
 
 
-def _at(coordinate: float) -> float:
+def at(coordinate: float) -> float:
+    """A coordinate as short as the eye needs it."""
     return round(coordinate, 1)

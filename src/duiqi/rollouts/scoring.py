@@ -141,9 +141,14 @@ class ScoringError(DuiqiError):
 
 @dataclass(frozen=True)
 class ScoreMix:
-    """A weighted sum of scorers, every part kept for the log."""
+    """A weighted sum of scorers, or a cautious ensemble of them; every part is kept for the log.
+
+    With `std_coefficient` k above 0 the total is mean - k * std of the weighted parts: where reward models disagree,
+    the data did not say, and the policy is given nothing for going there (Coste et al. 2024, section 3).
+    """
 
     parts: tuple[tuple[Scorer, float], ...]
+    std_coefficient: float = 0.0
 
     @property
     def names(self) -> list[str]:
@@ -155,9 +160,14 @@ class ScoreMix:
 
     def score(self, candidates: Sequence[Candidate]) -> Scored:
         scores = [scorer.score(candidates) for scorer, _ in self.parts]
-        weighted = [score * weight for score, (_, weight) in zip(scores, self.parts, strict=True)]
-        parts = dict(zip(self.names, scores, strict=True)) if len(scores) > 1 else {}
-        return Scored(torch.stack(weighted).sum(dim=0), parts)
+        weighted = torch.stack([score * weight for score, (_, weight) in zip(scores, self.parts, strict=True)])
+        if len(scores) == 1:
+            return Scored(weighted[0])
+        spread = weighted.std(dim=0, correction=0)
+        total = weighted.sum(dim=0)
+        if self.std_coefficient > 0:
+            total = weighted.mean(dim=0) - self.std_coefficient * spread
+        return Scored(total, {**dict(zip(self.names, scores, strict=True)), "disagreement": spread})
 
 
 def numbered(name: str) -> Iterator[str]:
@@ -180,7 +190,7 @@ class RewardSpec:
         return (match["file"], match["name"]) if match else None
 
 
-def parse_reward_specs(text: str) -> list[RewardSpec]:
+def parse_reward_specs(text: str, *, where: str = "reward_model") -> list[RewardSpec]:
     """Read `runs/rm, checks.py:polite@0.2`.
 
     Raises:
@@ -196,7 +206,7 @@ def parse_reward_specs(text: str) -> list[RewardSpec]:
         elif part:
             specs.append(RewardSpec(part))
     if not specs:
-        raise SettingsError("names nothing that scores", where="reward_model", remedy="give a reward-model run")
+        raise SettingsError("names nothing that scores", where=where, remedy="give a reward-model run")
     return specs
 
 

@@ -99,6 +99,9 @@ _A_TRACKER = Condition(
     f"report_to={listing(get_args(TrackerName), last='or')}",
     reason="there is no tracker to tell",
 )
+_SEVERAL_REWARDS = Condition(
+    ("reward_model",), lambda value: "," in str(value), "several reward models", reason="one score has no spread"
+)
 _OUR_OWN_SERVER = (
     _one_of("rollout_engine", "vllm"),
     Condition(
@@ -127,12 +130,16 @@ ONLY_WITH: dict[str, tuple[Condition, ...]] = {
     "add_tokens": (_true("resize_vocab"),),
     "create_new_adapter": (_one_of("finetuning_type", "lora", "freeze", "p_tuning"),),
     "train_from_scratch": (_one_of("finetuning_type", "full"),),
-    **dict.fromkeys(("eval_steps", "load_best_model_at_end", "num_eval_samples"), (_EVALUATION,)),
+    **dict.fromkeys(("eval_steps", "load_best_model_at_end", "num_eval_samples", "second_opinion"), (_EVALUATION,)),
     **dict.fromkeys(("run_name", "project"), (_A_TRACKER,)),
     "dpo_label_smoothing": (_one_of("pref_loss", "sigmoid"),),
     "simpo_gamma": (_one_of("pref_loss", "simpo"),),
     **dict.fromkeys(("ref_model", "reuse_reference"), (_one_of("pref_loss", "sigmoid", "ipo", "hinge", "kto_pair"),)),
     "score_baseline": (_off("score_norm"),),
+    "overlong_penalty": (_above("overlong_buffer", 0),),
+    "short_answer_penalty": (_above("min_answer_length", 0),),
+    "score_std_coef": (_SEVERAL_REWARDS,),
+    "watch_limits": (_one_of("watch", "stop", "warn"),),
     **dict.fromkeys(
         ("critic", "lam", "clip_range_value", "vf_coef", "critic_warmup_steps", "whiten_advantages"),
         (_one_of("advantage", "gae"),),

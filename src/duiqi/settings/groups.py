@@ -299,6 +299,19 @@ class ScoreSettings:
     """Subtracted from every score (the running mean of score_norm would take it out again)."""
     missing_eos_penalty: NonNegative = 1.0
     """Subtracted from the score of an answer that the length limit ended."""
+    overlong_buffer: Count = 0
+    """The last so many tokens before max_new_tokens cost more and more, up to overlong_penalty (DAPO)."""
+    overlong_penalty: NonNegative = 1.0
+    """Subtracted from the score of an answer that fills the buffer."""
+    min_answer_length: Count = 0
+    """An answer of fewer tokens, its end token included, is a short one; min_new_tokens forbids them instead."""
+    short_answer_penalty: NonNegative = 1.0
+    """Subtracted from the score of a short answer."""
+    score_std_coef: NonNegative = 0.0
+    """Several reward models become an ensemble: the mean of their scores, less this times their standard deviation."""
+    second_opinion: str | None = None
+    """Another reward model or function, named like reward_model, that is asked about held-out answers and never learned
+    from: it chooses the best checkpoint, and the watch rings when it falls while the score rises."""
     allow_template_mismatch: bool = False
     """Go on although the reward model was trained with another template."""
 
@@ -355,8 +368,22 @@ class PPOSettings:
     """Leave the epochs of a step early when the policy moved 1.5 x this (approximate KL per token); 0: never."""
     ratio_threshold: Annotated[float, Gt(1)] = 10.0
     """Skip an optimizer step whose mean probability ratio exceeds this."""
+    kl_budget: NonNegative = 20.0
+    """Nats from the reference, per answer, that a policy may spend: beyond it no checkpoint is the best, and the watch
+    rings; 0: no budget."""
     num_eval_samples: Count = 4
     """Held-out answers written to samples.jsonl at every evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
+class WatchSettings:
+    """Watch"""
+
+    watch: Literal["stop", "warn", "off"] = "stop"
+    """What happens when a run begins to ruin itself: stop says so, then makes the steps smaller, then goes back to the
+    best checkpoint and ends with status 3; warn only says so."""
+    watch_limits: str = ""
+    """Other limits for alarms, with commas between: shorter=0.4,longer=off (docs/watch.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)

@@ -25,6 +25,7 @@ from duiqi.settings.groups import (
     ScoreSettings,
     ScratchSettings,
     TuningSettings,
+    WatchSettings,
 )
 
 StageName = Literal["pretrain", "sft", "rm", "dpo", "ppo"]
@@ -85,6 +86,7 @@ class DPOConfig:
     preference: PreferenceSettings
     reference: ReferenceSettings
     memory: ReuseSettings
+    watch: WatchSettings
     optimizer: OptimizerSettings
     batch: BatchSettings
     run: RunSettings
@@ -103,6 +105,7 @@ class PPOConfig:
     sampling: SamplingSettings
     rollouts: RolloutSettings
     ppo: PPOSettings
+    watch: WatchSettings
     optimizer: OptimizerSettings
     run: RunSettings
 
@@ -122,6 +125,13 @@ STAGE_DEFAULTS: dict[StageName, Mapping[str, Any]] = {
     "sft": {},
     "rm": {"learning_rate": 5e-5},
     "dpo": {"learning_rate": 5e-5},
-    "ppo": {"learning_rate": 1e-5, "lr_scheduler_type": "constant", "logging_steps": 1},
+    "ppo": {
+        "learning_rate": 1e-5,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "eval_steps": 20,
+        "save_steps": 20,
+        "load_best_model_at_end": True,
+    },
 }
 """Where a stage's default differs from the group's."""

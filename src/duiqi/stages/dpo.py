@@ -23,6 +23,7 @@ from duiqi.algorithms.preference import (
 )
 from duiqi.data.rankings import RankingBatch, ranking_batches
 from duiqi.errors import GuardStop
+from duiqi.guards.watch import HELD_OUT_PREFERENCE_ALARMS, PREFERENCE_ALARMS, read_limits
 from duiqi.journal.run import Run
 from duiqi.models.card import ModelCard
 from duiqi.models.measure import measure_answers
@@ -43,14 +44,16 @@ from duiqi.stages.materials import (
     prepare_rankings,
 )
 from duiqi.stages.start import find_start, make_base, make_card, seat_policy, seat_reference
+from duiqi.stages.watching import Watching
 from duiqi.training.fit import fit, mean_over
 from duiqi.training.reference import ReferenceMemory, memory_file
-from duiqi.training.session import BestBy, Session
+from duiqi.training.session import BestBy, Session, kept
 from duiqi.types import StageResult
 
 
 def run(config: DPOConfig, journal: Run) -> StageResult:
     """Raise the better answer against the worse one, relative to the reference (Rafailov et al. 2023, equation 7)."""
+    read_limits(config.watch.watch_limits)
     start = find_start(config.model)
     rows = load_rows(config.data, "ranking", journal, seed=config.optimizer.seed)
     tokenizer = make_tokenizer(config.model, start, journal.warn)
@@ -83,19 +86,32 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     loss_fn = partial(preference_loss, base, settings=config.preference, memory=memory)
     card = make_card("dpo", base, start, template)
 
+    watching = Watching(
+        config.watch,
+        journal,
+        learner,
+        each_step=PREFERENCE_ALARMS if needs_reference else (),
+        held_out=HELD_OUT_PREFERENCE_ALARMS,
+    )
+
     def evaluate_held_out(tokens: int) -> dict[str, float]:
         if not held_out:
             return {}
         return evaluate(base, batches(held_out, range(len(held_out.items)), max_tokens=tokens), loss_fn)
+
+    def evaluate_and_watch(step: int) -> dict[str, float]:
+        metrics = learner.budget.within(evaluate_held_out)
+        return {**metrics, **watching.evaluated(step, metrics)} if metrics else {}
 
     session = Session(
         journal,
         learner,
         cadence=make_cadence(config.run, total_steps),
         save_model=lambda directory: save(base, memory, directory, card, tokenizer, journal),
-        evaluate=lambda _: learner.budget.within(evaluate_held_out),
-        best_by=BestBy("eval_loss"),
+        evaluate=evaluate_and_watch,
+        best_by=BestBy("eval_loss", ceilings={"eval_findings": 0.0}),
         rows_per_epoch=len(data.items),
+        state=kept(watch=watching),
     )
     fit(
         session,
@@ -103,6 +119,7 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
         plan,
         micro_batches=lambda picked, tokens: batches(data, picked, max_tokens=tokens),
         loss_fn=loss_fn,
+        watch=watching,
     )
     return session.finish("dpo")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from duiqi.algorithms.loss import Loss
 from duiqi.algorithms.policy import ppo_loss, value_loss
 from duiqi.data.order import BatchPlan
 from duiqi.errors import GuardStop
-from duiqi.guards.answers import answer_statistics
+from duiqi.guards.answers import answer_statistics, outlier_gap
 from duiqi.guards.finite import first_non_finite
+from duiqi.guards.watch import HELD_OUT_ALARMS, PPO_ALARMS, with_kl_budget
 from duiqi.journal.run import Run
 from duiqi.models.saving import save_role
 from duiqi.rollouts.experience import Experience
@@ -25,13 +25,15 @@ from duiqi.rollouts.vllm_engine import PROBE_TOLERANCE
 from duiqi.settings.groups import PPOSettings
 from duiqi.settings.stages import PPOConfig
 from duiqi.stages.materials import count_steps, make_cadence, make_learner
-from duiqi.stages.ppo_cast import Answered, Cast, assemble_cast
+from duiqi.stages.ppo_cast import Cast, assemble_cast
 from duiqi.stages.ppo_credit import Credit
+from duiqi.stages.ppo_evaluation import HeldOut, best_by
 from duiqi.stages.ppo_rollouts import weighted_by_importance
+from duiqi.stages.watching import Watching
 from duiqi.training.learner import Learner, NonFiniteStep
-from duiqi.training.session import BestBy, Session
+from duiqi.training.session import Session, kept
 from duiqi.training.stopwatch import Stopwatch
-from duiqi.types import StageResult, readable
+from duiqi.types import StageResult
 
 VALUE_HEAD_NAME = "value_head.safetensors"
 LOG_PROB_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -50,43 +52,55 @@ def run(config: PPOConfig, journal: Run) -> StageResult:
         plan = BatchPlan(len(cast.prompts), batch_size=prompts_per_step, seed=seed)
         total_steps = count_steps(len(cast.prompts), prompts_per_step, config.optimizer)
         learner = make_learner(cast.base, config.optimizer, total_steps, journal, budget=cast.measuring.budget)
-        credit = Credit.start(settings, config.score)
+        credit = Credit.start(config)
+        watching = Watching(
+            config.watch,
+            journal,
+            learner,
+            each_step=with_kl_budget(PPO_ALARMS, settings.kl_budget),
+            held_out=with_kl_budget(HELD_OUT_ALARMS, settings.kl_budget),
+            raise_price=credit.raise_price if settings.init_kl_coef else None,
+        )
+        held_out = HeldOut(cast, journal, watching)
         session = Session(
             journal,
             learner,
             cadence=make_cadence(config.run, total_steps),
             save_model=lambda directory: save(cast, directory),
-            evaluate=lambda step: evaluate(cast, journal, step),
-            best_by=BestBy("eval_score", greater_is_better=True),
+            evaluate=held_out.evaluate,
+            best_by=best_by(config),
             rows_per_epoch=len(cast.prompts),
-            state=(credit.state, credit.load_state),
+            state=kept(credit=credit, watch=watching, held_out=held_out),
         )
         for step in session.steps():
-            watch = Stopwatch()
+            clock = Stopwatch()
             rows = plan.rows(step - 1)
             answered = cast.answer(rows, step=step)
-            watch.lap("generate")
+            clock.lap("generate")
             scored = cast.score(answered)
-            watch.lap("score")
+            clock.lap("score")
             sampled = experience = cast.measure(answered)
             refuse_non_finite(sampled, scored.total)
             if step == 1 or not cast.samples_exactly:
-                experience = with_trainer_log_probs(cast, sampled)
+                experience = cast.with_trainer_log_probs(sampled)
             if step == 1:
                 check_opening(cast, sampled, experience, journal)
             experience, credited = credit.assign(experience, scored.total)
             experience, mismatch = weighted_by_importance(experience, sampled, cap=cast.importance_cap)
             learned = learn(cast, learner, experience, config, step=step)
-            watch.lap("train")
+            clock.lap("train")
             metrics = {
                 **credited,
                 **{f"score/{name}": float(part.mean()) for name, part in scored.parts.items()},
-                **answer_statistics(answered.rollouts),
+                **answer_statistics(answered.rollouts, answered.questions),
+                "score_outlier": outlier_gap(scored.total.tolist()),
                 **learned,
                 **mismatch,
-                **watch.report(experience.num_tokens),
+                **clock.report(experience.num_tokens),
             }
+            watching.stepped(step, metrics, answered.as_evidence(scored.total))
             session.record(step, most_telling_first(metrics), samples=len(rows))
+            watching.stop_if_due(session)
         return session.finish("ppo")
 
 
@@ -96,16 +110,6 @@ MOST_TELLING = ("score", "kl", "answer_length", "eos_rate", "entropy")
 def most_telling_first(metrics: Mapping[str, float]) -> dict[str, float]:
     """The same metrics, those first by which a run is judged while it goes on: a terminal shows the first few."""
     return {name: metrics[name] for name in MOST_TELLING} | dict(metrics)
-
-
-def with_trainer_log_probs(cast: Cast, experience: Experience) -> Experience:
-    """The experience with the trainer's own log-probabilities as the old ones, so that ratios begin at 1 exactly.
-
-    In float32 the own sampler's agree to the last digits and are used as they are after the first step; in half
-    precision rounding differs with the shape of a batch, and vLLM has other kernels: that must not look like a change
-    of the policy.
-    """
-    return replace(experience, old_log_probs=cast.measuring.log_probs(cast.base, experience, "policy"))
 
 
 def check_opening(cast: Cast, sampled: Experience, computed: Experience, journal: Run) -> None:
@@ -253,38 +257,6 @@ def shuffled(groups: Tensor, seed: int, step: int, epoch: int) -> Tensor:
     generator = torch.Generator().manual_seed(hash((seed, step, epoch)) % 2**63)
     place = torch.randperm(int(groups.max()) + 1, generator=generator)
     return place[groups.cpu()].argsort(stable=True)
-
-
-def evaluate(cast: Cast, journal: Run, step: int) -> dict[str, float]:
-    """Answers to the held-out prompts, with the same random numbers every time; a few are kept as samples."""
-    if not cast.held_out:
-        return {}
-    answered = cast.answer(range(len(cast.held_out)), step=0, held_out=True)
-    scored = cast.score(answered)
-    kl = sequence_kl(cast, answered)
-    statistics = answer_statistics(answered.rollouts)
-    rows = [
-        {
-            "prompt": readable(answered.candidates[i].prompt),
-            "answer": answered.rollouts[i].answer,
-            "score": round(float(scored.total[i]), 4),
-            "kl": round(float(kl[i]), 4),
-            "length": len(answered.rollouts[i].answer_ids),
-        }
-        for i in range(min(cast.num_samples, len(answered.rollouts)))
-    ]
-    journal.samples(step, rows)
-    return {
-        "eval_score": float(scored.total.mean()),
-        "eval_kl": float(kl.mean()),
-        **{f"eval_{name}": value for name, value in statistics.items()},
-    }
-
-
-def sequence_kl(cast: Cast, answered: Answered) -> Tensor:
-    """Sampled KL of each answer against the reference, in nats: log-probability under policy minus under reference."""
-    experience = with_trainer_log_probs(cast, cast.measure(answered))
-    return ((experience.old_log_probs - experience.reference_log_probs) * experience.answer_mask).sum(dim=1).cpu()
 
 
 def save(cast: Cast, directory: Path) -> None:

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from duiqi.algorithms.kl import ADAPTIVE_CLIP
 from duiqi.data.encoding import encode_prompt
 from duiqi.data.templates import Template, from_dict
 from duiqi.errors import ModelError, SettingsError
+from duiqi.guards.watch import Answer, read_limits
 from duiqi.journal.run import Run
 from duiqi.models.card import ModelCard
 from duiqi.models.fingerprint import QUANTISED, is_same_base
@@ -50,7 +52,7 @@ from duiqi.stages.materials import (
 )
 from duiqi.stages.ppo_rollouts import check_rollouts, make_engine, make_sampling
 from duiqi.stages.start import check_belongs, find_start, make_base, make_card, seat_policy, seat_reference
-from duiqi.types import Example, Rollout, Sampling
+from duiqi.types import Example, Rollout, Sampling, last_user_text
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,18 @@ class Answered:
     rollouts: list[Rollout]
     candidates: list[Candidate]
     groups: list[int]
+
+    @property
+    def questions(self) -> list[str]:
+        """What the user said last before each answer."""
+        return [last_user_text(candidate.prompt) for candidate in self.candidates]
+
+    def as_evidence(self, scores: Tensor) -> list[Answer]:
+        """The answers with their scores (B numbers), as the watch shows them."""
+        return [
+            Answer(question, rollout.answer, score, len(rollout.answer_ids))
+            for question, rollout, score in zip(self.questions, self.rollouts, scores.tolist(), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,8 @@ class Cast:
     card: ModelCard
     engine: Engine
     scorer: ScoreMix
+    second_opinion: ScoreMix | None
+    """Asked about held-out answers only."""
     measuring: Measuring
     sampling: Sampling
     prompts: list[Example]
@@ -130,6 +146,15 @@ class Cast:
             values = self.measuring.values(self.base, experience, "value")
         return replace(experience, reference_log_probs=reference, values=values)
 
+    def with_trainer_log_probs(self, experience: Experience) -> Experience:
+        """The experience with the trainer's own log-probabilities as the old ones, so that ratios begin at 1 exactly.
+
+        In float32 the own sampler's agree to the last digits and are used as they are after the first step; in half
+        precision rounding differs with the shape of a batch, and vLLM has other kernels: that must not look like a
+        change of the policy.
+        """
+        return replace(experience, old_log_probs=self.measuring.log_probs(self.base, experience, "policy"))
+
 
 def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast:
     """Load one base, seat the roles on it, read the prompts. A server that is started for it ends with `resources`.
@@ -153,6 +178,10 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
         _make_scorer(spec, base, template, config, budget) for spec in parse_reward_specs(config.score.reward_model)
     ]
     critic = seat_critic(base, config)
+    opinion = None
+    if config.score.second_opinion is not None:
+        specs = parse_reward_specs(config.score.second_opinion, where="second_opinion")
+        opinion = ScoreMix(tuple(_make_scorer(spec, base, template, config, budget) for spec in specs))
     base.disable_dropout()
     if config.optimizer.gradient_checkpointing:
         base.enable_checkpointing()
@@ -183,7 +212,8 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
             journal=journal,
             resources=resources,
         ),
-        scorer=ScoreMix(tuple(parts)),
+        scorer=ScoreMix(tuple(parts), config.score.score_std_coef),
+        second_opinion=opinion,
         measuring=Measuring(
             temperature=sampling.temperature,
             stop_token_ids=tuple(template.stop_token_ids),
@@ -247,6 +277,7 @@ def check_settings(config: PPOConfig) -> None:
             where="gradient_checkpointing",
             remedy="set critic: shared, or lower tokens_per_micro_batch instead",
         )
+    read_limits(config.watch.watch_limits)
     check_rollouts(config)
 
 

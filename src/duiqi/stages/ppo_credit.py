@@ -6,14 +6,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from duiqi.algorithms.advantages import Advantages, gae, grpo, reinforce_plus_plus, rloo
 from duiqi.algorithms.kl import KL_ESTIMATORS, AdaptiveKL, FixedKL, k3
 from duiqi.algorithms.masked import explained_variance, masked_mean, whiten
-from duiqi.algorithms.rewards import RunningMoments, clip_scores, penalise_missing_eos, token_rewards
+from duiqi.algorithms.rewards import RunningMoments, clip_scores, overlong_penalty, token_rewards
 from duiqi.rollouts.experience import Experience
 from duiqi.settings.groups import PPOSettings, ScoreSettings
+from duiqi.settings.stages import PPOConfig
 
 
 @dataclass
@@ -22,24 +24,28 @@ class Credit:
 
     ppo: PPOSettings
     scoring: ScoreSettings
+    max_new_tokens: int
     controller: FixedKL | AdaptiveKL
     moments: RunningMoments
 
     @classmethod
-    def start(cls, ppo: PPOSettings, scoring: ScoreSettings) -> Credit:
+    def start(cls, config: PPOConfig) -> Credit:
         """At step 0: the initial coefficient, no scores seen."""
+        ppo = config.ppo
         controller: FixedKL | AdaptiveKL = FixedKL(ppo.init_kl_coef)
         if ppo.kl_target:
             controller = AdaptiveKL(ppo.init_kl_coef, target=ppo.kl_target, horizon=ppo.kl_horizon)
-        return cls(ppo, scoring, controller, RunningMoments())
+        return cls(ppo, config.score, config.sampling.max_new_tokens, controller, RunningMoments())
 
     def assign(self, experience: Experience, raw_scores: Tensor) -> tuple[Experience, dict[str, float]]:
         """The experience with rewards, advantages and returns filled in, and the step's metrics.
 
         Metrics come with what matters most first: score, KL, then the rest.
         """
-        scores = self.transform(raw_scores, experience.finished.cpu()).to(experience.device)
         mask = experience.answer_mask
+        transformed = self.transform(raw_scores)
+        penalties = self.penalties(experience.finished.cpu(), mask.sum(dim=1).cpu())
+        scores = (transformed - sum(penalties.values())).to(experience.device)
         log_ratio = torch.where(mask, experience.old_log_probs - experience.reference_log_probs, 0.0)
         kl = KL_ESTIMATORS[self.ppo.kl_estimator](log_ratio)
         rewards = token_rewards(scores, kl, mask, kl_coefficient=self.controller.coefficient)
@@ -58,20 +64,38 @@ class Credit:
             "kl_coef": self.controller.coefficient,
             "entropy": float(-masked_mean(experience.old_log_probs, mask)),
             "reward": float(rewards.sum(dim=1).mean()),
+            **{f"penalty/{name}": float(penalty.mean()) for name, penalty in penalties.items()},
         }
+        if limit := self.scoring.score_clip:
+            metrics["score_clipped"] = float((transformed.abs() >= limit).float().mean())
         if self.ppo.advantage == "gae":
             metrics["explained_variance"] = float(explained_variance(experience.values, found.returns, mask))
         self.controller = self.controller.update(sequence_kl, len(experience))
         return replace(experience, advantages=advantages, returns=found.returns), metrics
 
-    def transform(self, raw_scores: Tensor, finished: Tensor) -> Tensor:
-        """Baseline, running normalisation, clipping, and the penalty for answers that never ended, in this order."""
+    def transform(self, raw_scores: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """Scores less the baseline, normalised by all scores so far, and clipped, in this order."""
         scoring = self.scoring
         scores = raw_scores - scoring.score_baseline
         if scoring.score_norm:
             self.moments = self.moments.update(scores)
             scores = self.moments.normalise(scores)
-        return penalise_missing_eos(clip_scores(scores, scoring.score_clip), finished, scoring.missing_eos_penalty)
+        return clip_scores(scores, scoring.score_clip)
+
+    def penalties(self, finished: Bool[Tensor, " B"], lengths: Int[Tensor, " B"]) -> dict[str, Float[Tensor, " B"]]:
+        """What is subtracted from the transformed scores, by the name under which it is logged."""
+        scoring = self.scoring
+        found = {"missing_eos": scoring.missing_eos_penalty * (~finished).float()}
+        if scoring.overlong_buffer:
+            share = -overlong_penalty(lengths, limit=self.max_new_tokens, buffer=scoring.overlong_buffer)
+            found["overlong"] = scoring.overlong_penalty * share
+        if scoring.min_answer_length:
+            found["short"] = scoring.short_answer_penalty * (lengths < scoring.min_answer_length).float()
+        return found
+
+    def raise_price(self, factor: float) -> None:
+        """Multiply the weight of the KL penalty."""
+        self.controller = replace(self.controller, coefficient=self.controller.coefficient * factor)
 
     def estimate(self, experience: Experience) -> Advantages:
         """Advantages by the estimator that the settings name."""

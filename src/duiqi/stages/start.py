@@ -162,7 +162,8 @@ def check_tuning(start: Start, tuning: TuningSettings) -> None:
             where=f"adapter_name_or_path: {start.adapter}",
             remedy="set finetuning_type: lora, or give a full model (`duiqi export` makes one)",
         )
-    if not start.is_below and tuning != TuningSettings():
+    said_again = TuningSettings(finetuning_type=start.stack[-1].kind)  # type: ignore[arg-type]
+    if not start.is_below and tuning not in (TuningSettings(), said_again):
         raise SettingsError(
             f"settings of a new adapter have no effect: {start.adapter} is trained in the shape it has",
             where=f"model_name_or_path: {start.adapter}",
@@ -177,9 +178,16 @@ def tokens_to_add(settings: ModelSettings) -> list[str]:
 
 def _fit_vocabulary(base: SharedBase, settings: ModelSettings, tuning: TuningSettings, num_tokens: int) -> None:
     """Grow the vocabulary to that of the tokenizer, where it may, and see that new tokens can learn."""
-    new = max(num_tokens - num_rows(base.model), len(tokens_to_add(settings)))
+    rows = num_rows(base.model)
+    new = max(num_tokens - rows, len(tokens_to_add(settings)))
     if not settings.resize_vocab or new <= 0:
         return
+    if base.is_grown and num_tokens > rows:
+        raise SettingsError(
+            f"the adapter that this starts from has grown the vocabulary to {rows} tokens already",
+            where="add_tokens",
+            remedy="merge it with `duiqi export` and start from that, or train it again with all new tokens at once",
+        )
     grow_vocabulary(base.model, num_tokens)
     learned = tuning.modules_to_save if tuning.finetuning_type == "lora" else ""
     embeddings, head = (

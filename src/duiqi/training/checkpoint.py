@@ -158,6 +158,14 @@ def prune(root: Path, *, keep: int | None, always: set[Path]) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def put_aside(checkpoint: Path, folder: Path) -> None:
+    """Move a checkpoint out of the way of those that a run may go on from."""
+    target = folder / checkpoint.name
+    with writing(folder):
+        shutil.rmtree(target, ignore_errors=True)
+        checkpoint.rename(target)
+
+
 def place_result(checkpoint: Path, output_dir: Path) -> None:
     """Put the loadable files of a checkpoint at the top of the run (as links to the same bytes where possible)."""
     with writing(output_dir):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from duiqi.algorithms.loss import Loss, WeightedSum
 from duiqi.data.order import BatchPlan
@@ -20,6 +20,8 @@ def fit(
     plan: BatchPlan,
     micro_batches: Callable[[Sequence[int], int], Iterable[Batch]],
     loss_fn: Callable[[Batch], Loss],
+    *,
+    watch: Watcher | None = None,
 ) -> None:
     """Take every step that is left.
 
@@ -29,11 +31,24 @@ def fit(
         plan: Which rows each step sees.
         micro_batches: The rows of a step in batches of at most so many tokens.
         loss_fn: Sums of one such batch.
+        watch: Looks at the metrics of every step, and may end the run.
     """
     for step in session.steps():
         rows = plan.rows(step - 1)
-        report = learner.step(partial(micro_batches, rows), loss_fn, number=step)
-        session.record(step, report.as_metrics(), samples=len(rows))
+        metrics = learner.step(partial(micro_batches, rows), loss_fn, number=step).as_metrics()
+        if watch is not None:
+            watch.stepped(step, metrics)
+        session.record(step, metrics, samples=len(rows))
+        if watch is not None:
+            watch.stop_if_due(session)
+
+
+class Watcher(Protocol):
+    """Looks at a step before it is recorded, and may end the run after it was."""
+
+    def stepped(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def stop_if_due(self, session: Session) -> None: ...
 
 
 def mean_over(batches: Iterable[Batch], loss_fn: Callable[[Batch], Loss]) -> dict[str, float]:

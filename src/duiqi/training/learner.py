@@ -80,6 +80,8 @@ class Learner:
         self.parameters = dict(parameters)
         self.schedule = schedule
         self.max_grad_norm = max_grad_norm
+        self.pace = 1.0
+        """Multiplies the learning rate: the watch lowers it when a run begins to go wrong."""
         self.budget = budget or MemoryBudget(DEFAULT_TOKENS)
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.parameters.items():
@@ -124,7 +126,7 @@ class Learner:
             finding = first_non_finite(named) or f"the norm of the gradient is {float(norm)}"
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteStep(finding, last)
-        rate = self.schedule.at(number)
+        rate = self.schedule.at(number) * self.pace
         skipped = skip_above is not None and means.get("ratio", 1.0) > skip_above
         if not skipped:
             self._update(norm, rate)

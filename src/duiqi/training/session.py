@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from duiqi.errors import Interrupted, RunError
 from duiqi.journal.run import Run
@@ -20,6 +20,7 @@ from duiqi.training.checkpoint import (
     parameter_tensors,
     place_result,
     prune,
+    put_aside,
     random_state,
     read_checkpoint,
     restore_parameters,
@@ -49,9 +50,13 @@ class BestBy:
 
     metric: str = "eval_loss"
     greater_is_better: bool = False
+    ceilings: Mapping[str, float] = field(default_factory=dict)
+    """Other metrics, and what they may be at most for a checkpoint to count."""
 
-    def improves(self, value: float, best: float | None) -> bool:
-        if math.isnan(value):
+    def improves(self, metrics: Mapping[str, float], best: float | None) -> bool:
+        """Whether an evaluation is better than the best so far, and within the ceilings."""
+        value = metrics.get(self.metric, math.nan)
+        if math.isnan(value) or any(metrics.get(name, 0.0) > most for name, most in self.ceilings.items()):
             return False
         return best is None or (value > best if self.greater_is_better else value < best)
 
@@ -181,6 +186,27 @@ class Session:
             metrics=metrics,
         )
 
+    def roll_back(self, *, before: int) -> int | None:
+        """Make the best checkpoint the result, and put the later ones aside, in anomaly/.
+
+        Without an evaluation that chose one, it is the last checkpoint before the step `before`. Resuming goes on from
+        there.
+
+        Returns:
+            Its step; None where there is no such checkpoint, and nothing was done.
+        """
+        there = {int(path.name.removeprefix("step-")): path for path in complete_checkpoints(self._checkpoints)}
+        good = self._progress.best_step
+        if good not in there:
+            good = max((step for step in there if step < before), default=None)
+        if good is None:
+            return None
+        place_result(there[good], self.run.directory)
+        self._link(good)
+        for step in (step for step in there if step > good):
+            put_aside(there[step], self.run.anomaly_dir())
+        return good
+
     # -- evaluation and checkpoints ------------------------------------------------------------------------------------
 
     def _evaluate_at(self, step: int) -> bool:
@@ -192,10 +218,9 @@ class Session:
             return False
         progress.evaluation = metrics
         self.run.metrics(step, metrics)
-        value = metrics.get(self.best_by.metric)
-        if value is None or step == 0 or not self.best_by.improves(value, progress.best_value):
+        if step == 0 or not self.best_by.improves(metrics, progress.best_value):
             return False
-        progress.best_step, progress.best_value = step, value
+        progress.best_step, progress.best_value = step, metrics[self.best_by.metric]
         return True
 
     def _save(self, step: int) -> None:
@@ -233,8 +258,7 @@ class Session:
 
     def _resume(self) -> int:
         """Take up the last complete checkpoint, if the run is resumed and has one; returns its step."""
-        root = self.run.checkpoint_dir(0).parent
-        found = complete_checkpoints(root) if self.run.is_resumed else []
+        found = complete_checkpoints(self._checkpoints) if self.run.is_resumed else []
         if not found:
             if self.run.is_resumed:
                 self.run.rewind(-1)
@@ -269,6 +293,10 @@ class Session:
             f"  -> go on with: duiqi {self.run.stage} {self.run.directory / 'config.yaml'} resume_from_checkpoint=true"
         )
 
+    @property
+    def _checkpoints(self) -> Path:
+        return self.run.checkpoint_dir(0).parent
+
     def _epoch(self) -> float:
         return round(self._progress.samples / max(1, self.rows_per_epoch), 4)
 
@@ -276,6 +304,24 @@ class Session:
         now = time.monotonic()
         self._progress.seconds += now - self._clock
         self._clock = now
+
+
+class Keeps(Protocol):
+    """Anything whose state outlives a step."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+def kept(**parts: Keeps) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], None]]:
+    """The state of several things at once, and the way back, as `Session` wants them."""
+
+    def take_back(state: dict[str, Any]) -> None:
+        for name, part in parts.items():
+            part.load_state(state[name])
+
+    return lambda: {name: part.state() for name, part in parts.items()}, take_back
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,0 +1,226 @@
+"""The watch over a run: it slows down, goes back to the best checkpoint and ends; the best is not the last."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.conftest import Workshop
+
+import duiqi
+from duiqi.errors import GuardStop, SettingsError
+from duiqi.rollouts.scoring import Candidate, ScoreMix
+from duiqi.settings.resolve import resolve
+from duiqi.stages.ppo_credit import Credit
+from duiqi.training.session import BestBy
+
+REWARDS = """
+def emptiness(prompts, answers):
+    return [-float(len(answer)) for answer in answers]
+
+def nothing(prompts, answers):
+    return [0.0 for answer in answers]
+
+def length(prompts, answers):
+    return [float(len(answer)) for answer in answers]
+"""
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [event for event in lines(run / "events.jsonl") if event["kind"] == kind]
+
+
+@pytest.fixture
+def rewards(tmp_path: Path) -> str:
+    file = tmp_path / "rewards.py"
+    file.write_text(REWARDS, encoding="utf-8")
+    return str(file)
+
+
+def towards_nothing(workshop: Workshop, out: Path, rewards: str, **changes: Any) -> dict[str, Any]:
+    """PPO that is paid for silence, with nothing that forbids it."""
+    return workshop.settings(
+        "ppo",
+        out,
+        reward_model=f"{rewards}:emptiness",
+        min_new_tokens=0,
+        init_kl_coef=0.0,
+        learning_rate=0.05,
+        max_steps=40,
+        eval_steps=2,
+        **{"rollout_batch_size": 16, "mini_batch_size": 8, "missing_eos_penalty": 0.0, **changes},
+    )
+
+
+def test_a_policy_that_falls_silent_is_stopped_and_put_back(workshop: Workshop, tmp_path: Path, rewards: str) -> None:
+    out = tmp_path / "ppo"
+    with pytest.raises(GuardStop) as stop:
+        duiqi.run("ppo", **towards_nothing(workshop, out, rewards))
+    assert stop.value.exit_code == 3
+    found = [event for event in events(out, "finding") if "action" in event]
+    assert [event["action"] for event in found if event["name"] == found[0]["name"]][:2] == ["warn", "pause"]
+    assert found[0]["evidence"], "the answers that show it"
+    assert events(out, "slowed_down")[0]["pace"] == 0.5
+    end = events(out, "stopped_by_watch")[0]
+    assert end["step"] < 40
+    assert events(out, "stopped")
+    result, best = (load_file(path / "adapter_model.safetensors") for path in (out, out / "best"))
+    assert all(torch.equal(result[name], best[name]) for name in best)
+    assert f"step {end['best_step']}" in str(stop.value)
+    later = [path.name for path in (out / "checkpoints").iterdir() if int(path.name[5:]) > end["best_step"]]
+    assert later == [], "resuming goes on from the best"
+    assert (out / "last").resolve() == (out / "best").resolve()
+    evaluated = {line["step"]: line for line in lines(out / "metrics.jsonl") if "eval_score" in line}
+    assert evaluated[end["best_step"]]["eval_findings"] == 0
+
+
+def test_the_same_run_with_the_watch_off_or_only_warning_goes_to_its_end(
+    workshop: Workshop, tmp_path: Path, rewards: str
+) -> None:
+    for watch in ("off", "warn"):
+        out = tmp_path / watch
+        duiqi.run("ppo", **towards_nothing(workshop, out, rewards, watch=watch, max_steps=20))
+        assert bool(events(out, "finding")) == (watch == "warn")
+        assert not events(out, "slowed_down")
+        last = [line for line in lines(out / "metrics.jsonl") if "answer_length" in line][-1]
+        assert last["answer_length"] < 3
+
+
+def test_without_a_good_checkpoint_the_start_is_the_best(workshop: Workshop, tmp_path: Path, rewards: str) -> None:
+    out = tmp_path / "ppo"
+    settings = towards_nothing(workshop, out, rewards, eval_dataset=None)
+    del settings["eval_steps"]
+    with pytest.raises(GuardStop, match="the model that this began with is the best"):
+        duiqi.run("ppo", **settings)
+
+
+def test_without_evaluations_the_last_checkpoint_before_the_alarm_is_taken(
+    workshop: Workshop, tmp_path: Path, rewards: str
+) -> None:
+    out = tmp_path / "ppo"
+    settings = towards_nothing(workshop, out, rewards, eval_dataset=None, save_steps=1, save_total_limit=40)
+    del settings["eval_steps"]
+    with pytest.raises(GuardStop):
+        duiqi.run("ppo", **settings)
+    end, found = events(out, "stopped_by_watch")[0], events(out, "finding")
+    first = next(event["step"] for event in found if event["name"] == end["name"])
+    assert 0 < end["best_step"] <= first
+
+
+def test_a_run_with_nothing_wrong_is_left_alone(workshop: Workshop, tmp_path: Path, rewards: str) -> None:
+    out = tmp_path / "ppo"
+    duiqi.run(
+        "ppo", **workshop.settings("ppo", out, reward_model=f"{rewards}:nothing", max_steps=8, learning_rate=1e-5)
+    )
+    assert not events(out, "finding")
+
+
+def test_a_run_goes_on_with_the_memory_of_its_watch(workshop: Workshop, tmp_path: Path, rewards: str) -> None:
+    """The uninterrupted run and one that is resumed half-way find the same at the same steps."""
+    found = []
+    for name, parts in {"whole": [20], "parts": [3, 20]}.items():
+        out = tmp_path / name
+        for steps in parts:
+            settings = towards_nothing(
+                workshop, out, rewards, max_steps=steps, save_steps=1, resume_from_checkpoint=True, eval_steps=1,
+                load_best_model_at_end=False,
+            )  # fmt: skip
+            try:
+                duiqi.run("ppo", **settings)
+            except GuardStop as stop:
+                found.append(str(stop).replace(str(out), "here"))
+    assert len(found) == 2
+    assert found[0] == found[1]
+
+
+def test_the_best_checkpoint_keeps_within_its_ceilings() -> None:
+    best_by = BestBy("eval_score", greater_is_better=True, ceilings={"eval_kl": 2.0, "eval_findings": 0.0})
+    assert best_by.improves({"eval_score": 1.0, "eval_kl": 1.9, "eval_findings": 0.0}, None)
+    assert not best_by.improves({"eval_score": 9.0, "eval_kl": 2.1, "eval_findings": 0.0}, None)
+    assert not best_by.improves({"eval_score": 9.0, "eval_kl": 1.0, "eval_findings": 1.0}, None)
+    assert not best_by.improves({"eval_score": 0.9, "eval_kl": 1.0}, 1.0)
+
+
+def test_a_second_opinion_chooses_the_best_and_is_logged(workshop: Workshop, tmp_path: Path, rewards: str) -> None:
+    out = tmp_path / "ppo"
+    settings = workshop.settings("ppo", out, second_opinion=f"{rewards}:length", max_steps=4, eval_steps=1)
+    duiqi.run("ppo", **settings)
+    evaluated = {line["step"]: line for line in lines(out / "metrics.jsonl") if "eval_opinion" in line}
+    assert sorted(evaluated) == [0, 1, 2, 3, 4]
+    healthy = [step for step in evaluated if step and evaluated[step]["eval_findings"] == 0]
+    best = max(healthy, key=lambda step: evaluated[step]["eval_opinion"])
+    assert (out / "best").resolve().name == f"step-{best:06d}"
+    assert lines(out / "samples.jsonl")[0]["opinion"] >= 0
+
+
+def test_a_second_opinion_may_be_an_adapter_on_the_same_base(workshop: Workshop, tmp_path: Path) -> None:
+    duiqi.run("ppo", **workshop.settings("ppo", tmp_path, second_opinion=workshop.rm, max_steps=1))
+    line = next(line for line in lines(tmp_path / "metrics.jsonl") if "eval_opinion" in line)
+    assert line["eval_opinion"] == pytest.approx(line["eval_score"], abs=1e-5)
+
+
+def test_an_ensemble_pays_for_agreement() -> None:
+    class Fixed:
+        def __init__(self, name: str, *scores: float) -> None:
+            self.name, self._scores = name, scores
+
+        def score(self, candidates: Any) -> torch.Tensor:
+            del candidates
+            return torch.tensor(self._scores)
+
+    parts = ((Fixed("a", 1.0, 4.0), 1.0), (Fixed("b", 3.0, 4.0), 1.0))
+    candidates = [Candidate((), "x"), Candidate((), "y")]
+    scored = ScoreMix(parts, std_coefficient=0.5).score(candidates)
+    assert scored.total.tolist() == [1.5, 4.0]  # mean 2, std 1; mean 4, std 0
+    assert scored.parts["disagreement"].tolist() == [1.0, 0.0]
+    assert ScoreMix(parts).score(candidates).total.tolist() == [4.0, 8.0]
+
+
+def test_penalties_are_subtracted_each_under_its_name(workshop: Workshop, tmp_path: Path) -> None:
+    config = resolve(
+        "ppo",
+        values=workshop.settings(
+            "ppo", tmp_path, max_new_tokens=100, overlong_buffer=20, overlong_penalty=2.0, min_answer_length=5,
+            short_answer_penalty=0.5, missing_eos_penalty=3.0,
+        ),
+    )  # fmt: skip
+    found = Credit.start(config).penalties(torch.tensor([True, True, False]), torch.tensor([4, 90, 100]))
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "missing_eos": [0.0, 0.0, 3.0],
+        "overlong": [0.0, 1.0, 2.0],
+        "short": [0.5, 0.0, 0.0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"watch_limits": "shortr=1"}, "did you mean shorter"),
+        ({"watch": "off", "watch_limits": "shorter=0.1"}, "watch_limits: has no effect"),
+        ({"score_std_coef": 1.0}, "one score has no spread"),
+        ({"short_answer_penalty": 2.0}, "min_answer_length"),
+        ({"second_opinion": ","}, "second_opinion: names nothing that scores"),
+    ],
+)
+def test_settings_of_the_watch_that_make_no_sense(
+    workshop: Workshop, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        duiqi.run("ppo", **workshop.settings("ppo", tmp_path, **changes))
+
+
+def test_dpo_that_flees_from_its_data_is_stopped(workshop: Workshop, tmp_path: Path) -> None:
+    settings = workshop.settings(
+        "dpo", tmp_path, max_steps=60, learning_rate=0.05, watch_limits="chosen_falls=-0.5", save_steps=1, eval_steps=20
+    )
+    with pytest.raises(GuardStop, match="chosen_falls"):
+        duiqi.run("dpo", **settings)
+    assert events(tmp_path, "stopped_by_watch")
