@@ -167,7 +167,7 @@ PPO_ALARMS: tuple[Alarm, ...] = (
           " {now:.0%}, at first {then:.0%}", f"{_EXAMINE}; {_HOLD}", _switched),
     Alarm("entropy_collapse", "entropy", "falls_to", 0.1, "the policy hardly hesitates now: {now:.3f} nats a token,"
           " at first {then:.3f}", f"set entropy_coef: 0.01; {_HOLD}", _best),
-    Alarm("kl_budget", "kl", "above", 20.0, "the policy is {now:.1f} nats from the reference, beyond {limit:g}",
+    Alarm("kl_budget", "kl", "above", 30.0, "the policy is {now:.1f} nats from the reference, beyond {limit:g}",
           f"{_HOLD}, or allow more with kl_budget"),
     Alarm("score_outlier", "score_outlier", "above", 8.0, "one answer scores {now:.1f} standard deviations above the"
           " others", f"read it: is it good, or did it find a hole? {_EXAMINE}", _best),

@@ -368,7 +368,7 @@ class PPOSettings:
     """Leave the epochs of a step early when the policy moved 1.5 x this (approximate KL per token); 0: never."""
     ratio_threshold: Annotated[float, Gt(1)] = 10.0
     """Skip an optimizer step whose mean probability ratio exceeds this."""
-    kl_budget: NonNegative = 20.0
+    kl_budget: NonNegative = 30.0
     """Nats from the reference, per answer, that a policy may spend: beyond it no checkpoint is the best, and the watch
     rings; 0: no budget."""
     num_eval_samples: Count = 4

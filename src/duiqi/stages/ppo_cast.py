@@ -54,6 +54,10 @@ from duiqi.stages.ppo_rollouts import check_rollouts, make_engine, make_sampling
 from duiqi.stages.start import check_belongs, find_start, make_base, make_card, seat_policy, seat_reference
 from duiqi.types import Example, Rollout, Sampling, last_user_text
 
+NOTHING_HELD_OUT = (
+    "no prompt is held out, so the result is the last policy and not the best; see val_size"
+)
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -192,7 +196,7 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
         base,
         start,
         template,
-        notes=rows.notes,
+        notes=[*rows.notes, *([] if rows.held_out else [NOTHING_HELD_OUT])],
         reward=config.score.reward_model + (", a network of its own" if _has_own_network(parts) else ""),
         reference=reference_name,
         critic=_describe_critic(critic, base),
