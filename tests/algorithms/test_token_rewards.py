@@ -16,7 +16,6 @@ from duiqi.algorithms.rewards import (
     RunningMoments,
     clip_scores,
     overlong_penalty,
-    penalise_missing_eos,
     token_rewards,
 )
 
@@ -63,10 +62,6 @@ def test_scores_are_clipped_on_both_sides_and_not_at_all_for_zero() -> None:
     scores = torch.tensor([-9.0, 1.0, 9.0])
     assert clip_scores(scores, 5.0).tolist() == [-5.0, 1.0, 5.0]
     assert clip_scores(scores, 0.0).tolist() == [-9.0, 1.0, 9.0]
-
-
-def test_only_unfinished_answers_are_penalised() -> None:
-    assert penalise_missing_eos(torch.ones(2), torch.tensor([True, False]), 1.5).tolist() == [1.0, -0.5]
 
 
 def test_golden_overlong_penalty() -> None:

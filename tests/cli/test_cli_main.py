@@ -59,6 +59,7 @@ def calls(fake: Callable[[str, Fake], None]) -> list[tuple[tuple[Any, ...], dict
     fake("duiqi.serving.export:export", record(Exported(Path("models/aligned"), merged=1, gap=1e-7, prompts=4)))
     fake("duiqi.reports.html:write_report", record())
     fake("duiqi.pipeline.demo:run_demo", record())
+    fake("duiqi.pipeline.lab:run_lab", record())
     fake("duiqi.planning.printed:printed_plan", record("a plan"))
     return seen
 
@@ -99,7 +100,7 @@ class TestHelp:
         monkeypatch.setenv("COLUMNS", "80")
         assert main(words) == 0
         text = capsys.readouterr().out
-        assert len(COMMANDS) == 13
+        assert len(COMMANDS) == 14
         for name, command in COMMANDS.items():
             assert re.search(rf"^  {name} +{re.escape(command.summary)}$", text, re.MULTILINE), name
         assert [
@@ -143,7 +144,7 @@ class TestHelp:
         for name, command in COMMANDS.items():
             if name != "env":
                 assert main(command.example.split()[1:]) == 0, name
-        assert len(calls) == 7
+        assert len(calls) == 8
 
     def test_the_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--version"]) == 0

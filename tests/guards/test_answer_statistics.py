@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from duiqi.guards.answers import answer_statistics, distinct_n, empty_rate, repetition_rate, units
+from duiqi.guards.answers import (
+    answer_statistics,
+    distinct_n,
+    empty_rate,
+    has_switched,
+    repetition_rate,
+    self_similarity,
+    units,
+)
 from duiqi.types import Rollout
 
 
@@ -57,16 +65,35 @@ def test_statistics_of_a_batch() -> None:
             rollout("red red", length=3, finished=True),
             rollout("", length=1, finished=True),
             rollout("blue", length=2, finished=False),
-        ]
+        ],
+        ["什么颜色？", "什么颜色？", "which colour?"],
     )
     assert found == {
         "answer_length": 2.0,
+        "ended_length": 2.0,
+        "ends_at_once": pytest.approx(1 / 3),
         "eos_rate": pytest.approx(2 / 3),
         "empty_rate": pytest.approx(1 / 3),
         "distinct_1": pytest.approx(2 / 3),
         "distinct_2": 1.0,
         "repetition_rate": 0.0,
+        "self_similarity": 0.0,
+        "language_switch": pytest.approx(1 / 3),
     }
+
+
+def test_answers_to_different_prompts_are_compared_and_to_the_same_prompt_not() -> None:
+    answers = ["I do not know", "I do not know", "it is a cat"]
+    assert self_similarity(answers, ["p", "p", "q"]) == 0.0
+    assert self_similarity(answers, ["p", "q", "r"]) == pytest.approx(1 / 3)
+    assert self_similarity(["", ""], ["p", "q"]) == 0.0
+
+
+def test_the_language_of_an_answer_is_compared_with_its_prompts() -> None:
+    assert has_switched("你是谁？", "I am a cook.")
+    assert has_switched("Who are you?", "我是厨师。")
+    assert not has_switched("用 Python 写一个排序", "好的，代码如下：sorted(a)")
+    assert not has_switched("你是谁？", "……"), "nothing is in no language"
 
 
 def test_no_answers_give_zeros() -> None:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from duiqi.errors import SettingsError
 from duiqi.guards.answers import answer_statistics, outlier_gap
 from duiqi.guards.watch import (
-    ALARM_NAMES,
     HELD_OUT_ALARMS,
     HELD_OUT_PREFERENCE_ALARMS,
     ON_HELD_OUT,
@@ -105,6 +104,7 @@ def test_a_policy_that_always_ends_at_once_is_seen_from_the_first_step() -> None
     watch = Watch(PPO_ALARMS)
     found = watch.look(1, answer_statistics([nothing] * 8))
     assert [finding.name for finding in found] == ["mostly_empty"]
+    assert found[0].since == 1
 
 
 def test_the_three_rungs_and_what_they_show() -> None:
@@ -152,6 +152,25 @@ def test_a_watch_that_was_saved_goes_on_as_if_it_had_not_been() -> None:
     assert second.state() == whole.state()
 
 
+def test_what_chance_does_to_few_answers_is_no_alarm() -> None:
+    def rings(num_answers: int) -> bool:
+        watch = Watch(HELD_OUT_ALARMS, ON_HELD_OUT, beginning=1, recent=1)
+        answers = [Answer("q", "a", 0.0, 5)] * num_answers
+        watch.look(0, {"empty_rate": 0.0, "eos_rate": 0.2}, answers)
+        return bool(watch.look(1, {"empty_rate": 0.25, "eos_rate": 0.05}, answers))
+
+    assert not rings(4)
+    assert rings(200)
+
+
+def test_a_policy_that_learns_to_end_is_not_taken_for_one_that_shrinks() -> None:
+    endless = Rollout(0, (1,), tuple(range(100)), (0.0,) * 100, (), finished=False, answer="on and on")
+    short = Rollout(0, (1,), (5, 6, 7, 2), (0.0,) * 4, (), finished=True, answer="that is it")
+    watch = Watch(tuple(alarm for alarm in PPO_ALARMS if alarm.name == "shorter"))
+    for step in range(1, 20):
+        assert watch.look(step, answer_statistics([endless if step < 4 else short] * 8)) == []
+
+
 def test_a_metric_that_is_not_there_rings_nothing() -> None:
     watch = Watch(PPO_ALARMS)
     for step in range(1, 5):
@@ -176,13 +195,14 @@ def test_preferences_that_flee_and_that_are_learned_by_heart() -> None:
 
 
 def test_limits_of_the_users_own() -> None:
-    alarms = {alarm.name: alarm for alarm in with_limits(PPO_ALARMS, " shorter = 0.3, longer=off ,")}
+    limits = read_limits(" shorter = 0.3, longer=off ,repetition=0", PPO_ALARMS)
+    assert limits == {"shorter": 0.3, "longer": None, "repetition": 0.0}
+    alarms = {alarm.name: alarm for alarm in with_limits(PPO_ALARMS, limits)}
     assert alarms["shorter"].limit == 0.3
+    assert alarms["repetition"].limit == 0.0
     assert "longer" not in alarms
     assert len(alarms) == len(PPO_ALARMS) - 1
-    assert with_limits(PPO_ALARMS, "") == PPO_ALARMS
-    zero = next(alarm for alarm in with_limits(PPO_ALARMS, "repetition=0") if alarm.name == "repetition")
-    assert zero.limit == 0.0
+    assert with_limits(PPO_ALARMS, {}) == PPO_ALARMS
 
 
 @pytest.mark.parametrize(
@@ -192,11 +212,14 @@ def test_limits_of_the_users_own() -> None:
         ("nothing_like_it=1", "the watch knows empty_answers"),
         ("shorter", "neither a number nor off"),
         ("shorter=much", "neither a number nor off"),
+        ("shorter=nan", "neither a number nor off"),
+        ("kl_budget=5", "it is a setting: kl_budget"),
+        ("overfitting=2", "there is no alarm 'overfitting'"),
     ],
 )
 def test_limits_that_make_no_sense(text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        read_limits(text)
+        read_limits(text, PPO_ALARMS)
 
 
 def test_no_budget_no_alarm_for_it() -> None:
@@ -205,7 +228,8 @@ def test_no_budget_no_alarm_for_it() -> None:
 
 
 def test_names_are_unique_and_texts_can_be_filled_in() -> None:
-    assert len(set(ALARM_NAMES)) == len(ALARM_NAMES)
+    for alarms in (PPO_ALARMS, HELD_OUT_ALARMS, PREFERENCE_ALARMS, HELD_OUT_PREFERENCE_ALARMS):
+        assert len({alarm.name for alarm in alarms}) == len(alarms)
     for alarm in (*PPO_ALARMS, *HELD_OUT_ALARMS, *PREFERENCE_ALARMS, *HELD_OUT_PREFERENCE_ALARMS):
         assert "{" not in alarm.says.format(now=1.0, then=2.0, limit=3.0)
         assert dataclasses.is_dataclass(alarm)

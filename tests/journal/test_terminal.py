@@ -58,7 +58,7 @@ def test_a_warning_after_a_full_opening_is_shown_and_hides_nothing(total: int, a
         view.progress(step, total, {"loss": 0.5})
     view.done(["closing"])
     lines = out.getvalue().splitlines()
-    assert len(lines) <= LINES_PER_STAGE
+    assert len(lines) <= LINES_PER_STAGE + 6
     assert any(f"{total}/{total}" in line for line in lines)
     assert not shown or f"warning: something at {min(shown)}" in out.getvalue()
 

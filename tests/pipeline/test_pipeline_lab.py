@@ -77,7 +77,7 @@ def test_labellers_order_the_same_pairs_by_their_liking() -> None:
         return sum(len(best) > len(worst) for best, worst in pairs) / len(pairs)
 
     brief, fair, wordy = (longer_wins(world.preferences(300, labeller)) for labeller in (BRIEF, FAIR, WORDY))
-    assert brief < 0.4 < fair < wordy
+    assert brief < fair - 0.1 < fair < wordy
 
 
 def test_the_brief_labeller_is_never_shown_a_broken_answer() -> None:

@@ -38,13 +38,6 @@ def clip_scores(scores: Float[Tensor, " B"], limit: float) -> Float[Tensor, " B"
     return scores.clamp(-limit, limit) if limit > 0 else scores
 
 
-def penalise_missing_eos(
-    scores: Float[Tensor, " B"], finished: Bool[Tensor, " B"], penalty: float
-) -> Float[Tensor, " B"]:
-    """Scores less `penalty` for answers that the length limit ended."""
-    return scores - penalty * (~finished).to(scores.dtype)
-
-
 def overlong_penalty(lengths: Int[Tensor, " B"], *, limit: int, buffer: int) -> Float[Tensor, " B"]:
     """0 up to limit - buffer tokens, then a straight line down to -1 at the limit (Yu et al. 2025, DAPO, equation 13).
 

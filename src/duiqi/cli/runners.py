@@ -182,6 +182,8 @@ def _seeds(text: str) -> list[int]:
         if not (first.isdigit() and (last or first).isdigit()):
             raise SettingsError(f"{part!r} is no seed", where="seeds", remedy="write 0, or 0,3, or 0-4")
         seeds += range(int(first), int(last or first) + 1)
+    if not seeds:
+        raise SettingsError(f"{text!r} holds no seed", where="seeds", remedy="write the smaller one first: 0-4")
     return seeds
 
 

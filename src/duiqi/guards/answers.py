@@ -94,7 +94,7 @@ def answer_statistics(rollouts: Sequence[Rollout], prompts: Sequence[str] = ()) 
     """Length in tokens, share that ended by themselves, share that is empty, variety, repetition, language.
 
     Args:
-        rollouts: A batch of answers.
+        rollouts: A batch of answers. Where none of them ended by itself, there is no `ended_length`.
         prompts: What the user said last before each answer; without it nothing is said of languages.
     """
     answers = [rollout.answer for rollout in rollouts]
@@ -102,7 +102,6 @@ def answer_statistics(rollouts: Sequence[Rollout], prompts: Sequence[str] = ()) 
     ended = [len(rollout.answer_ids) for rollout in rollouts if rollout.finished]
     found = {
         "answer_length": _mean(lengths),
-        "ended_length": _mean(ended or lengths),
         "eos_rate": _mean([rollout.finished for rollout in rollouts]),
         "empty_rate": empty_rate(answers),
         "ends_at_once": _mean([rollout.finished and len(rollout.answer_ids) <= AT_ONCE for rollout in rollouts]),
@@ -111,6 +110,8 @@ def answer_statistics(rollouts: Sequence[Rollout], prompts: Sequence[str] = ()) 
         "repetition_rate": repetition_rate(answers),
         "self_similarity": self_similarity(answers, [rollout.prompt_ids for rollout in rollouts]),
     }
+    if ended:
+        found["ended_length"] = _mean(ended)
     if prompts:
         found["language_switch"] = _mean([has_switched(*pair) for pair in zip(prompts, answers, strict=True)])
     return found

@@ -1,14 +1,16 @@
 """The watch: a policy that begins to ruin itself is seen in numbers that a run logs anyway, before it is too late.
 
-Every alarm compares one metric, averaged over the last few steps, with a limit or with what it was at the beginning of
+Every alarm compares one metric, the median of the last few steps, with a limit or with what it was at the beginning of
 the run. An alarm that goes on is answered in three rungs: it is said; the steps are made smaller; the run goes back to
 its best checkpoint and ends. Why each limit is what it is stands in docs/watch.md.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from statistics import median
 from typing import Any, Literal
 
 from duiqi.errors import SettingsError, did_you_mean
@@ -21,7 +23,7 @@ Against = Literal["above", "below", "rises", "falls_to", "grows_to"]
 """above, below: of the metric itself. rises: its difference from the beginning. falls_to, grows_to: its share of it."""
 
 RECENT = 3
-"""Steps whose mean is judged: one odd batch is no alarm."""
+"""Steps whose median is judged: one odd batch is no alarm."""
 
 BEGINNING = 2
 """First steps whose mean is what the later ones are compared with."""
@@ -41,7 +43,9 @@ class Rungs:
         """The rung that is reached now, if one is; on the last one it stays."""
         if looks >= self.stop:
             return "stop"
-        return {self.pause: "pause", self.warn: "warn"}.get(looks)  # type: ignore[return-value]
+        if looks == self.pause:
+            return "pause"
+        return "warn" if looks == self.warn else None
 
 
 ON_ROLLOUTS = Rungs()
@@ -49,6 +53,9 @@ ON_ROLLOUTS = Rungs()
 
 ON_HELD_OUT = Rungs(1, 2, 3)
 """For held-out answers, which are looked at seldom."""
+
+NEVER = 2**31
+"""More looks than there will be."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,8 @@ class Finding:
 
     name: str
     step: int
+    since: int
+    """The step at which the alarm began to ring."""
     value: float
     limit: float
     """In the unit of `value`: what it may not pass."""
@@ -93,22 +102,34 @@ class Alarm:
     says: str
     """One clause; {now}, {then} and {limit} are filled in."""
     remedy: str
-    shows: Callable[[Sequence[Answer]], Sequence[Answer]] = tuple
-    """The answers that show it, the worst first."""
+    shows: Callable[[Sequence[Answer]], Sequence[Answer]] | None = None
+    """The answers that show it, the worst first; None where no single answer does."""
+    chance: Literal["share", "mean"] | None = None
+    """What the metric is of the answers, where chance moves it: a share of them, or a mean in units of their spread."""
     only_warns: bool = False
-    """Whether it goes no further than the first rung: it slows a run down but does not ruin it."""
+    """Whether it goes no further than the first rung: what it sees need not ruin a run."""
 
-    def judge(self, now: float, then: float) -> tuple[float, bool]:
+    def allowance(self, now: float, then: float, num_answers: int) -> float:
+        """Two standard errors, which chance alone may move the metric; 0 where the number of answers is not known."""
+        if not num_answers or self.chance is None:
+            return 0.0
+        share = max(now, then)
+        spread = math.sqrt(share * (1.0 - share)) if self.chance == "share" else 1.0
+        return 2.0 * spread / math.sqrt(num_answers)
+
+    def judge(self, now: float, then: float, num_answers: int = 0) -> tuple[float, bool]:
         """The value that is compared with the limit, and whether it is past it."""
+        chance = self.allowance(now, then, num_answers)
+        most = self.limit + chance
         match self.against:
             case "above":
-                return now, now > self.limit
+                return now, now > most
             case "below":
                 return now, now < self.limit
             case "rises":
-                return now - then, now - then > self.limit
+                return now - then, now - then > most
             case "falls_to":
-                return (now / then, now < self.limit * then) if then > 0 else (1.0, False)
+                return (now / then, now + chance < self.limit * then) if then > 0 else (1.0, False)
             case "grows_to":
                 return (now / then, now > self.limit * then) if then > 0 else (1.0, False)
 
@@ -146,17 +167,17 @@ _HOLD = "raise init_kl_coef, or lower learning_rate"
 
 PPO_ALARMS: tuple[Alarm, ...] = (
     Alarm("empty_answers", "empty_rate", "rises", 0.05, "more answers are empty: {now:.0%}, at first {then:.0%}",
-          f"{_EXAMINE}; keep min_new_tokens at 1", _empty),
+          f"{_EXAMINE}; keep min_new_tokens at 1", _empty, chance="share"),
     Alarm("mostly_empty", "empty_rate", "above", 0.5, "{now:.0%} of the answers are empty",
-          f"{_EXAMINE}; keep min_new_tokens at 1", _empty),
+          f"{_EXAMINE}; keep min_new_tokens at 1", _empty, chance="share"),
     Alarm("ends_at_once", "ends_at_once", "rises", 0.1, "answers end before they begin: {now:.0%}, at first {then:.0%}",
-          f"{_EXAMINE}; set min_answer_length", _at_once),
+          f"{_EXAMINE}; set min_answer_length", _at_once, chance="share"),
     Alarm("shorter", "ended_length", "falls_to", 0.6, "answers become short: {now:.1f} tokens, at first {then:.1f}",
           f"{_EXAMINE}; set min_answer_length", _shortest),
     Alarm("longer", "answer_length", "grows_to", 2.0, "answers become long: {now:.1f} tokens, at first {then:.1f}",
           f"{_EXAMINE}; set overlong_buffer", _longest),
     Alarm("never_ends", "eos_rate", "falls_to", 0.5, "answers no longer end: {now:.0%} do, at first {then:.0%}",
-          "raise missing_eos_penalty, or set overlong_buffer", _longest),
+          "raise missing_eos_penalty, or set overlong_buffer", _longest, chance="share"),
     Alarm("repetition", "repetition_rate", "rises", 0.2, "answers repeat themselves: {now:.0%} of their words,"
           " at first {then:.0%}", f"{_EXAMINE}; {_HOLD}", _repeating),
     Alarm("less_variety", "distinct_2", "falls_to", 0.5, "answers lose their variety: {now:.0%} of their word pairs"
@@ -164,13 +185,13 @@ PPO_ALARMS: tuple[Alarm, ...] = (
     Alarm("same_answer", "self_similarity", "rises", 0.3, "different prompts get the same answer: {now:.0%} in common,"
           " at first {then:.0%}", f"{_EXAMINE}; {_HOLD}", _best),
     Alarm("language_switch", "language_switch", "rises", 0.2, "answers are in another language than their prompts:"
-          " {now:.0%}, at first {then:.0%}", f"{_EXAMINE}; {_HOLD}", _switched),
+          " {now:.0%}, at first {then:.0%}", f"{_EXAMINE}; {_HOLD}", _switched, chance="share"),
     Alarm("entropy_collapse", "entropy", "falls_to", 0.1, "the policy hardly hesitates now: {now:.3f} nats a token,"
           " at first {then:.3f}", f"set entropy_coef: 0.01; {_HOLD}", _best),
     Alarm("kl_budget", "kl", "above", 30.0, "the policy is {now:.1f} nats from the reference, beyond {limit:g}",
           f"{_HOLD}, or allow more with kl_budget"),
     Alarm("score_outlier", "score_outlier", "above", 8.0, "one answer scores {now:.1f} standard deviations above the"
-          " others", f"read it: is it good, or did it find a hole? {_EXAMINE}", _best),
+          " others", f"read it: is it good, or did it find a hole? {_EXAMINE}", _best, only_warns=True),
     Alarm("ratio", "ratio", "above", 2.0, "an update changes probabilities by {now:.1f} x on average",
           "lower learning_rate, or ppo_epochs"),
     Alarm("critic", "explained_variance", "below", -2.0, "the critic foretells worse than a constant would"
@@ -181,13 +202,14 @@ PPO_ALARMS: tuple[Alarm, ...] = (
 HELD_OUT_ALARMS: tuple[Alarm, ...] = (
     *(alarm for alarm in PPO_ALARMS if alarm.metric not in ("entropy", "score_outlier", "ratio", "explained_variance")),
     Alarm("second_opinion", "opinion_loss", "above", 0.25, "the score rises and the second opinion falls, by {now:.2f}"
-          " of its spread", f"{_EXAMINE}; {_HOLD}", _best),
+          " of its spread", f"{_EXAMINE}; {_HOLD}", _best, chance="mean"),
 )  # fmt: skip
 """What held-out answers are watched for: the same, and what a second opinion says of them."""
 
 PREFERENCE_ALARMS: tuple[Alarm, ...] = (
     Alarm("chosen_falls", "rewards/chosen", "below", -5.0, "the better answers become ever less likely (reward"
-          " {now:.1f}): the policy flees from both", "raise pref_beta, lower learning_rate, or set pref_ftx: 0.1"),
+          " {now:.1f}): the policy flees from both", "raise pref_beta, lower learning_rate, or set pref_ftx: 0.1",
+          only_warns=True),
 )  # fmt: skip
 """What losses that compare with a reference are watched for in every step."""
 
@@ -197,52 +219,49 @@ HELD_OUT_PREFERENCE_ALARMS: tuple[Alarm, ...] = (
 )  # fmt: skip
 """What every preference loss is watched for on held-out pairs."""
 
-ALARM_NAMES = tuple(
-    dict.fromkeys(
-        alarm.name for alarm in (*PPO_ALARMS, *HELD_OUT_ALARMS, *PREFERENCE_ALARMS, *HELD_OUT_PREFERENCE_ALARMS)
-    )
-)
 
+def with_limits(alarms: Sequence[Alarm], limits: Mapping[str, float | None]) -> tuple[Alarm, ...]:
+    """The alarms with other limits, by name; None takes an alarm away.
 
-def with_limits(alarms: Sequence[Alarm], text: str) -> tuple[Alarm, ...]:
-    """The alarms with the limits that the setting `watch_limits` gives: `shorter=0.4,longer=off`.
-
-    Raises:
-        SettingsError: It names no alarm, or a limit is neither a number nor `off`.
-
-    >>> [alarm.limit for alarm in with_limits(PPO_ALARMS, "shorter=0.4,longer=off") if "er" in alarm.name[-2:]]
-    [0.4, 8.0]
+    >>> [alarm.name for alarm in with_limits(HELD_OUT_PREFERENCE_ALARMS, {"overfitting": None})]
+    []
     """
-    limits = read_limits(text)
-    changed = (replace(alarm, limit=limits.get(alarm.name, alarm.limit) or 0.0) for alarm in alarms)
-    return tuple(alarm for alarm in changed if limits.get(alarm.name, alarm.limit) is not None)
+    left = (alarm for alarm in alarms if limits.get(alarm.name, 0.0) is not None)
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    return tuple(replace(alarm, limit=given.get(alarm.name, alarm.limit)) for alarm in left)
 
 
 def with_kl_budget(alarms: Sequence[Alarm], budget: float) -> tuple[Alarm, ...]:
     """The alarms with this budget of KL in nats per answer; 0: none, so no alarm for it."""
-    changed = (replace(alarm, limit=budget) if alarm.name == "kl_budget" else alarm for alarm in alarms)
-    return tuple(alarm for alarm in changed if budget or alarm.name != "kl_budget")
+    return with_limits(alarms, {"kl_budget": budget or None})
 
 
-def read_limits(text: str) -> dict[str, float | None]:
-    """What `watch_limits` says of each alarm that it names; None: off.
+def read_limits(text: str, alarms: Sequence[Alarm]) -> dict[str, float | None]:
+    """What the setting `watch_limits` says of the alarms that it names: `shorter=0.4,longer=off`; None: off.
 
     Raises:
-        SettingsError: As `with_limits`.
+        SettingsError: It names no alarm of these, or a limit is neither a number nor `off`.
+
+    >>> read_limits("shorter=0.4,longer=off", PPO_ALARMS)
+    {'shorter': 0.4, 'longer': None}
     """
+    names = list(dict.fromkeys(alarm.name for alarm in alarms if alarm.name != "kl_budget"))
     found: dict[str, float | None] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         name, _, limit = (word.strip() for word in part.partition("="))
         where = f"watch_limits: {part}"
-        if name not in ALARM_NAMES:
-            remedy = did_you_mean(name, ALARM_NAMES) or f"the watch knows {', '.join(ALARM_NAMES)}"
+        if name not in names:
+            known = did_you_mean(name, names) or f"the watch knows {', '.join(names)} here"
+            remedy = "it is a setting: kl_budget" if name == "kl_budget" else known
             raise SettingsError(f"there is no alarm {name!r}", where=where, remedy=remedy)
         try:
             found[name] = None if limit == "off" else float(limit)
-        except ValueError as error:
+        except ValueError:
+            found[name] = math.nan
+        if found[name] is not None and not math.isfinite(found[name] or 0.0):
             raise SettingsError(
                 f"{limit!r} is neither a number nor off", where=where, remedy=f"write {name}=0.5 or {name}=off"
-            ) from error
+            )
     return found
 
 
@@ -255,60 +274,58 @@ class Watch:
     beginning: int = BEGINNING
     """How many looks are what later ones are compared with."""
     recent: int = RECENT
-    looks: int = 0
-    first: dict[str, float] = field(default_factory=dict)
-    """Mean of each metric over the beginning."""
-    last: list[dict[str, float]] = field(default_factory=list)
-    """The metrics of the last few looks."""
+    first: dict[str, list[float]] = field(default_factory=dict)
+    """Of each metric the values of its first looks."""
+    last: dict[str, list[float]] = field(default_factory=dict)
+    """Of each metric the values of its last looks."""
     in_a_row: dict[str, int] = field(default_factory=dict)
     """For how many looks each alarm has been ringing."""
+    since: dict[str, int] = field(default_factory=dict)
+    """The step at which it began."""
 
     @property
-    def ringing(self) -> list[str]:
+    def ringing(self) -> set[str]:
         """The alarms that rang at the last look, those that only warn left out."""
-        return [alarm.name for alarm in self.alarms if self.in_a_row.get(alarm.name) and not alarm.only_warns]
-
-    @property
-    def ringing_for(self) -> int:
-        """For how many looks the oldest of them has been ringing; 0 when none rings."""
-        return max((self.in_a_row[name] for name in self.ringing), default=0)
+        return {alarm.name for alarm in self.alarms if self.in_a_row.get(alarm.name) and not alarm.only_warns}
 
     def look(self, step: int, metrics: Mapping[str, float], answers: Sequence[Answer] = ()) -> list[Finding]:
         """Take in the metrics of a step; the findings that reached a new rung, the gravest first."""
-        watched = {alarm.metric for alarm in self.alarms}
-        seen = {name: value for name, value in metrics.items() if name in watched}
-        self.looks += 1
-        if self.looks <= self.beginning:
-            for name, value in seen.items():
-                self.first[name] = self.first.get(name, value) * (1 - 1 / self.looks) + value / self.looks
-        self.last = [*self.last, seen][-self.recent :]
-        found = [finding for alarm in self.alarms if (finding := self._judge(alarm, step, answers))]
+        for name in {alarm.metric for alarm in self.alarms} & metrics.keys():
+            self.first[name] = [*self.first.get(name, []), metrics[name]][: self.beginning]
+            self.last[name] = [*self.last.get(name, []), metrics[name]][-self.recent :]
+        found = [finding for alarm in self.alarms if (finding := self._judge(alarm, step, metrics, answers))]
         return sorted(found, key=lambda finding: ("stop", "pause", "warn").index(finding.action))
 
-    def _judge(self, alarm: Alarm, step: int, answers: Sequence[Answer]) -> Finding | None:
-        values = [seen[alarm.metric] for seen in self.last if alarm.metric in seen]
-        if not values or alarm.metric not in self.last[-1]:
+    def _judge(
+        self, alarm: Alarm, step: int, metrics: Mapping[str, float], answers: Sequence[Answer]
+    ) -> Finding | None:
+        if alarm.metric not in metrics:
+            self.in_a_row[alarm.name] = 0
             return None
-        now, then = sum(values) / len(values), self.first.get(alarm.metric, values[0])
-        value, is_past = alarm.judge(now, then)
-        self.in_a_row[alarm.name] = self.in_a_row.get(alarm.name, 0) + 1 if is_past else 0
-        action = self.rungs.at(self.in_a_row[alarm.name])
+        first, last = self.first[alarm.metric], self.last[alarm.metric]
+        now, then = median(last), sum(first) / len(first)
+        value, is_past = alarm.judge(now, then, len(answers) * len(last))
+        looks = self.in_a_row[alarm.name] = self.in_a_row.get(alarm.name, 0) + 1 if is_past else 0
+        if looks == 1:
+            self.since[alarm.name] = step
+        action = self.rungs.at(looks)
         if action is None or (alarm.only_warns and action != "warn"):
             return None
         return Finding(
             alarm.name,
             step,
+            since=self.since[alarm.name],
             value=value,
             limit=alarm.limit,
             text=alarm.says.format(now=now, then=then, limit=alarm.limit),
             remedy=alarm.remedy,
             action=action,
-            evidence=tuple(alarm.shows(answers)[:MAX_EVIDENCE]),
+            evidence=tuple(alarm.shows(answers)[:MAX_EVIDENCE]) if alarm.shows else (),
         )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {name: getattr(self, name) for name in ("looks", "first", "last", "in_a_row")}
+        return {name: getattr(self, name) for name in ("first", "last", "in_a_row", "since")}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""

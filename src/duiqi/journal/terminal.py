@@ -19,8 +19,8 @@ from duiqi.journal.pace import Pace
 LINES_PER_STAGE = 25
 _PROGRESS_LINES = 8
 _CLOSING_LINES = 6
-_WARNING_LINES = 1
-_OPENING_LINES = LINES_PER_STAGE - _PROGRESS_LINES - _CLOSING_LINES - _WARNING_LINES
+_OPENING_LINES = LINES_PER_STAGE - _PROGRESS_LINES - _CLOSING_LINES - 1
+_WARNING_LINES = 6
 _VALUES_PER_LINE = 5
 _SAMPLE_CHARACTERS = 160
 
@@ -64,11 +64,10 @@ class SilentView:
 
 
 class PlainView:
-    """Plain lines for logs and pipes: at most 25 per stage, however long it runs.
+    """Plain lines for logs and pipes: at most 25 per stage, however long it runs, and at most 6 warnings beside them.
 
     About eight progress lines are spread over the steps; the opening (facts and notes) and the closing have room of
-    their own, so that neither a talkative stage nor a long one can hide the end. One warning is shown even
-    after a full opening.
+    their own, so that neither a talkative stage nor a long one can hide the end.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -91,9 +90,10 @@ class PlainView:
             self._open(f"   {name:<{width}}  {fact}")
 
     def note(self, text: str) -> None:
-        if self._opening_left <= 1 and self._warnings_left > 0 and text.startswith("warning"):
+        if self._opening_left <= 1 and text.startswith("warning"):
             self._warnings_left -= 1
-            self._say(f"   {text}")
+            if self._warnings_left >= 0:
+                self._say(f"   {text}{'' if self._warnings_left else ' ... more of them are in events.jsonl'}")
             return
         for line in text.split("\n"):
             self._open(f"   {line}")

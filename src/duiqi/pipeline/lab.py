@@ -66,9 +66,10 @@ class Lab:
         """Make the world, the start and the reward models of a seed, then every run of PPO."""
         here = self.directory / f"seed-{seed}"
         demo = Demo(here, seed, self.sizes, self.say, self.view)
-        if not (here / "blank").is_dir():
+        if not (here / "blank" / "config.json").is_file():
             demo.make_world()
-            for case, labeller in CASES.items():
+        for case, labeller in CASES.items():
+            if not (here / "data" / f"{case}.json").is_file():
                 add_rankings(here / "data", case, World(seed).preferences(self.sizes.world.preferences, labeller))
         for stage in ("pretrain", "sft"):
             name = "base" if stage == "pretrain" else stage
@@ -93,6 +94,8 @@ class Lab:
         try:
             demo.train("ppo", reward_model=reward, watch=watch, **changes, **_anew(directory))
         except GuardStop as stop:
+            if not is_done(directory):  # it was not the watch
+                raise
             self.say(f"   {stop}")
 
     def collect(self) -> dict[str, Any]:
@@ -135,13 +138,14 @@ def described(run: Path) -> dict[str, Any]:
     stopped = next((event for event in events if event["kind"] == "stopped_by_watch"), None)
     bests = [event["step"] for event in events if event["kind"] == "checkpoint" and event["best"]]
     best = stopped["best_step"] if stopped else bests[-1] if bests else None
+    found = list(evaluations(run))
     return {
         "seed": int(run.parent.name.removeprefix("seed-")),
         "case": case,
         "watch": watch,
         "stopped_at": stopped["step"] if stopped else None,
-        "best_step": best or 0,
-        "evaluations": list(evaluations(run)),
+        "best_step": best or (0 if stopped else found[-1]["step"]),
+        "evaluations": found,
         "findings": [
             {key: event[key] for key in ("step", "name", "text", "action", "value", "limit")}
             for event in events

@@ -68,9 +68,9 @@ def add_rankings(directory: Path, name: str, examples: Iterable[Example]) -> Non
     """Write one more dataset of rankings beside those of the world, under this name in dataset_info.json."""
     info_file = directory / "dataset_info.json"
     info = json.loads(info_file.read_text(encoding="utf-8"))
-    _write_rows(directory / f"{name}.json", examples)
     info[name] = {**info["rm"], "file_name": f"{name}.json"}
     info_file.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+    _write_rows(directory / f"{name}.json", examples)
 
 
 def alpaca_row(example: Example) -> dict[str, Any]:

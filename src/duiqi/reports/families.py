@@ -25,7 +25,7 @@ class Family:
 FAMILIES = (
     Family("Loss", ("loss", "train_loss"), "lower is better", False),
     Family("Score", ("score", "score_mean", "score_raw", "raw_score", "reward_score"), "from the reward model", True),
-    Family("Second opinion", ("opinion",), "a judge that training never learns from", True),
+    Family("Second opinion", ("opinion", "opinion_*"), "a judge that training never learns from", True),
     Family("Gold reward", ("gold*",), "the known judge, never shown to training", True),
     Family("Accuracy", ("accuracy", "accuracies", "rewards/accuracies", "reward_accuracy", "accuracy_*"),
            "pairs ordered as people did; 0.5 is chance", True),

@@ -13,8 +13,9 @@ _DONE = {"warn": "said", "pause": "slowed down", "stop": "went back and ended"}
 
 
 def findings_of(record: RunRecord) -> list[Mapping[str, Any]]:
-    """The findings of the watch, in the order of time."""
-    return [event for event in record.events if event.get("kind") == "finding" and "action" in event]
+    """The findings of the watch, in the order of time; those that a resumed run found again count once."""
+    found = [event for event in record.events if event.get("kind") == "finding" and "action" in event]
+    return list({(event["step"], event["name"], event.get("of"), event["action"]): event for event in found}.values())
 
 
 def findings(record: RunRecord) -> Markup | None:
@@ -25,8 +26,13 @@ def findings(record: RunRecord) -> Markup | None:
     rows = [
         element(
             "tr",
-            element("td", str(event["step"]), class_="number"),
-            element("td", element("b", str(event["name"]).replace("_", " ")), element("br"), str(event["text"])),
+            element("td", str(event["step"]), class_="n"),
+            element(
+                "td",
+                element("b", str(event["name"]).replace("_", " ")),
+                f" ({event.get('of', 'training')}): ",
+                str(event["text"]),
+            ),
             element("td", f"{brief(event['value'])} (limit {brief(event['limit'])})"),
             element("td", _DONE.get(str(event["action"]), str(event["action"]))),
             element("td", _evidence(event.get("evidence") or [])),

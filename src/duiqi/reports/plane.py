@@ -61,12 +61,13 @@ def _drawn(dot: Dot, colour: int, scale: Scale) -> list[Markup]:
     x, y = at(scale.x(dot.x)), at(scale.y(dot.y))
     is_at_the_edge = x > WIDTH - _ROOM_FOR_WORDS
     style = f"{'dot' if dot.is_full else 'ring'} c{colour}"
-    circle = element("circle", element("title", dot.hint), class_=style, cx=x, cy=y, r=4 if dot.is_full else 2.4)
+    circle = element("circle", class_=style, cx=x, cy=y, r=4 if dot.is_full else 2.4)
+    shown = element("g", element("title", dot.hint), circle)
     if not dot.label:
-        return [circle]
+        return [shown]
     beside = at(x - 7 if is_at_the_edge else x + 7)
     anchor = "end" if is_at_the_edge else "start"
-    return [circle, element("text", dot.label, class_="tick", x=beside, y=at(y - 5), text_anchor=anchor)]
+    return [shown, element("text", dot.label, class_="tick", x=beside, y=at(y - 5), text_anchor=anchor)]
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -368,9 +368,9 @@ class PPOSettings:
     """Leave the epochs of a step early when the policy moved 1.5 x this (approximate KL per token); 0: never."""
     ratio_threshold: Annotated[float, Gt(1)] = 10.0
     """Skip an optimizer step whose mean probability ratio exceeds this."""
-    kl_budget: NonNegative = 30.0
+    kl_budget: NonNegative | None = None
     """Nats from the reference, per answer, that a policy may spend: beyond it no checkpoint is the best, and the watch
-    rings; 0: no budget."""
+    rings; 0: no budget. Default: 30, or a tenth of max_new_tokens where that is more; none with init_kl_coef=0."""
     num_eval_samples: Count = 4
     """Held-out answers written to samples.jsonl at every evaluation."""
 

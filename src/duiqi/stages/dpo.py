@@ -53,7 +53,7 @@ from duiqi.types import StageResult
 
 def run(config: DPOConfig, journal: Run) -> StageResult:
     """Raise the better answer against the worse one, relative to the reference (Rafailov et al. 2023, equation 7)."""
-    read_limits(config.watch.watch_limits)
+    read_limits(config.watch.watch_limits, (*PREFERENCE_ALARMS, *HELD_OUT_PREFERENCE_ALARMS))
     start = find_start(config.model)
     rows = load_rows(config.data, "ranking", journal, seed=config.optimizer.seed)
     tokenizer = make_tokenizer(config.model, start, journal.warn)

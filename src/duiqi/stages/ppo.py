@@ -27,7 +27,7 @@ from duiqi.settings.stages import PPOConfig
 from duiqi.stages.materials import count_steps, make_cadence, make_learner
 from duiqi.stages.ppo_cast import Cast, assemble_cast
 from duiqi.stages.ppo_credit import Credit
-from duiqi.stages.ppo_evaluation import HeldOut, best_by
+from duiqi.stages.ppo_evaluation import HeldOut, best_by, kl_budget
 from duiqi.stages.ppo_rollouts import weighted_by_importance
 from duiqi.stages.watching import Watching
 from duiqi.training.learner import Learner, NonFiniteStep
@@ -57,8 +57,8 @@ def run(config: PPOConfig, journal: Run) -> StageResult:
             config.watch,
             journal,
             learner,
-            each_step=with_kl_budget(PPO_ALARMS, settings.kl_budget),
-            held_out=with_kl_budget(HELD_OUT_ALARMS, settings.kl_budget),
+            each_step=with_kl_budget(PPO_ALARMS, kl_budget(config)),
+            held_out=with_kl_budget(HELD_OUT_ALARMS, kl_budget(config)),
             raise_price=credit.raise_price if settings.init_kl_coef else None,
         )
         held_out = HeldOut(cast, journal, watching)

@@ -15,7 +15,7 @@ from duiqi.algorithms.kl import ADAPTIVE_CLIP
 from duiqi.data.encoding import encode_prompt
 from duiqi.data.templates import Template, from_dict
 from duiqi.errors import ModelError, SettingsError
-from duiqi.guards.watch import Answer, read_limits
+from duiqi.guards.watch import HELD_OUT_ALARMS, PPO_ALARMS, Answer, read_limits
 from duiqi.journal.run import Run
 from duiqi.models.card import ModelCard
 from duiqi.models.fingerprint import QUANTISED, is_same_base
@@ -54,9 +54,7 @@ from duiqi.stages.ppo_rollouts import check_rollouts, make_engine, make_sampling
 from duiqi.stages.start import check_belongs, find_start, make_base, make_card, seat_policy, seat_reference
 from duiqi.types import Example, Rollout, Sampling, last_user_text
 
-NOTHING_HELD_OUT = (
-    "no prompt is held out, so the result is the last policy and not the best; see val_size"
-)
+NOTHING_HELD_OUT = "no prompt is held out, so the result is the last policy and not the best; see val_size"
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,9 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
     opinion = None
     if config.score.second_opinion is not None:
         specs = parse_reward_specs(config.score.second_opinion, where="second_opinion")
-        opinion = ScoreMix(tuple(_make_scorer(spec, base, template, config, budget) for spec in specs))
+        opinion = ScoreMix(
+            tuple(_make_scorer(spec, base, template, config, budget, where="second_opinion") for spec in specs)
+        )
     base.disable_dropout()
     if config.optimizer.gradient_checkpointing:
         base.enable_checkpointing()
@@ -281,7 +281,7 @@ def check_settings(config: PPOConfig) -> None:
             where="gradient_checkpointing",
             remedy="set critic: shared, or lower tokens_per_micro_batch instead",
         )
-    read_limits(config.watch.watch_limits)
+    read_limits(config.watch.watch_limits, (*PPO_ALARMS, *HELD_OUT_ALARMS))
     check_rollouts(config)
 
 
@@ -296,7 +296,13 @@ def _warn_of_truncation(config: PPOConfig, journal: Run) -> None:
 
 
 def _make_scorer(
-    spec: RewardSpec, base: SharedBase, template: Template, config: PPOConfig, budget: MemoryBudget
+    spec: RewardSpec,
+    base: SharedBase,
+    template: Template,
+    config: PPOConfig,
+    budget: MemoryBudget,
+    *,
+    where: str = "reward_model",
 ) -> tuple[Scorer, float]:
     """One part of the reward: a function, an adapter on this base, or a model of its own."""
     if spec.function is not None:
@@ -306,7 +312,7 @@ def _make_scorer(
     if located.card is not None and located.card.role != "reward":
         raise ModelError(
             f"this is the {located.card.role} of a {located.card.stage} run, not a reward model",
-            where=f"reward_model: {spec.source}",
+            where=f"{where}: {spec.source}",
             remedy="give the output_dir of a `duiqi rm` run",
         )
     if located.card is not None and stands_on(located, located.card, base):
@@ -317,7 +323,7 @@ def _make_scorer(
             refuse_mismatch(template, theirs, whose=f"the reward model {spec.source}")
         *below, saved = read_stack(located.leaf)
         if saved.score is None:
-            raise ModelError("the adapter has no score head", where=f"reward_model: {spec.source}")
+            raise ModelError("the adapter has no score head", where=f"{where}: {spec.source}")
         role = next(free for free in numbered("reward") if not base.has(free))
         beside = None if base.seat("policy").stack else "reference"
         base.seat_saved_adapter(role, saved, trainable=False, above=below, beside=beside)

@@ -27,6 +27,8 @@ class Credit:
     max_new_tokens: int
     controller: FixedKL | AdaptiveKL
     moments: RunningMoments
+    price: float = 1.0
+    """Multiplies the controller's weight of the KL penalty."""
 
     @classmethod
     def start(cls, config: PPOConfig) -> Credit:
@@ -48,7 +50,7 @@ class Credit:
         scores = (transformed - sum(penalties.values())).to(experience.device)
         log_ratio = torch.where(mask, experience.old_log_probs - experience.reference_log_probs, 0.0)
         kl = KL_ESTIMATORS[self.ppo.kl_estimator](log_ratio)
-        rewards = token_rewards(scores, kl, mask, kl_coefficient=self.controller.coefficient)
+        rewards = token_rewards(scores, kl, mask, kl_coefficient=self.kl_coefficient)
         experience = replace(experience, rewards=rewards, scores=scores)
         found = self.estimate(experience)
         advantages = found.advantages
@@ -61,7 +63,7 @@ class Credit:
             "score_std": float(raw_scores.std()) if len(raw_scores) > 1 else 0.0,
             "score_transformed": float(scores.mean()),
             "kl_k3": float(torch.where(mask, k3(log_ratio), 0.0).sum(dim=1).mean()),
-            "kl_coef": self.controller.coefficient,
+            "kl_coef": self.kl_coefficient,
             "entropy": float(-masked_mean(experience.old_log_probs, mask)),
             "reward": float(rewards.sum(dim=1).mean()),
             **{f"penalty/{name}": float(penalty.mean()) for name, penalty in penalties.items()},
@@ -72,6 +74,11 @@ class Credit:
             metrics["explained_variance"] = float(explained_variance(experience.values, found.returns, mask))
         self.controller = self.controller.update(sequence_kl, len(experience))
         return replace(experience, advantages=advantages, returns=found.returns), metrics
+
+    @property
+    def kl_coefficient(self) -> float:
+        """The weight of the KL penalty."""
+        return self.controller.coefficient * self.price
 
     def transform(self, raw_scores: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Scores less the baseline, normalised by all scores so far, and clipped, in this order."""
@@ -94,8 +101,8 @@ class Credit:
         return found
 
     def raise_price(self, factor: float) -> None:
-        """Multiply the weight of the KL penalty."""
-        self.controller = replace(self.controller, coefficient=self.controller.coefficient * factor)
+        """Multiply the weight of the KL penalty, for good."""
+        self.price *= factor
 
     def estimate(self, experience: Experience) -> Advantages:
         """Advantages by the estimator that the settings name."""
@@ -114,9 +121,12 @@ class Credit:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"kl_coefficient": self.controller.coefficient, "moments": asdict(self.moments)}
+        steered = self.controller.coefficient if isinstance(self.controller, AdaptiveKL) else None
+        return {"kl_coefficient": steered, "price": self.price, "moments": asdict(self.moments)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
-        self.controller = replace(self.controller, coefficient=state["kl_coefficient"])
+        """Take back what `state` gave. A weight that is not steered is that of the settings, which may have changed."""
+        if isinstance(self.controller, AdaptiveKL) and state["kl_coefficient"] is not None:
+            self.controller = replace(self.controller, coefficient=state["kl_coefficient"])
+        self.price = state["price"]
         self.moments = RunningMoments(**state["moments"])

@@ -20,10 +20,17 @@ def best_by(config: PPOConfig) -> BestBy:
     """The best checkpoint: by the second opinion where there is one, else by score; within the KL budget, and at a
     time when no alarm rang."""
     ceilings = {"eval_findings": 0.0}
-    if config.ppo.kl_budget:
-        ceilings["eval_kl"] = config.ppo.kl_budget
+    if budget := kl_budget(config):
+        ceilings["eval_kl"] = budget
     metric = "eval_score" if config.score.second_opinion is None else "eval_opinion"
     return BestBy(metric, greater_is_better=True, ceilings=ceilings)
+
+
+def kl_budget(config: PPOConfig) -> float:
+    """Nats per answer that the policy may spend; 0: no budget. Long answers may be farther away, token by token."""
+    if config.ppo.kl_budget is not None:
+        return config.ppo.kl_budget
+    return max(30.0, 0.1 * config.sampling.max_new_tokens) if config.ppo.init_kl_coef else 0.0
 
 
 class HeldOut:

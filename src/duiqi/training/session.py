@@ -66,15 +66,15 @@ class Window:
     """Running means of the metrics between two log lines."""
 
     sums: dict[str, float] = field(default_factory=dict)
-    steps: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, values: Mapping[str, float]) -> None:
-        self.steps += 1
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        return {name: total / self.steps for name, total in self.sums.items()}
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
 
 
 @dataclass
@@ -86,6 +86,7 @@ class Progress:
     seconds: float = 0.0
     best_step: int | None = None
     best_value: float | None = None
+    best_evaluation: dict[str, float] = field(default_factory=dict)
     evaluation: dict[str, float] = field(default_factory=dict)
     evaluated_step: int = -1
 
@@ -162,9 +163,9 @@ class Session:
         """Put the result at the top of the run directory and write its totals."""
         progress, steps = self._progress, self.cadence.total_steps
         self._tick()
-        checkpoint = self.run.checkpoint_dir(steps)
+        checkpoint, evaluation = self.run.checkpoint_dir(steps), progress.evaluation
         if self.cadence.load_best_at_end and progress.best_step is not None:
-            checkpoint = self.run.checkpoint_dir(progress.best_step)
+            checkpoint, evaluation = self.run.checkpoint_dir(progress.best_step), progress.best_evaluation
         place_result(checkpoint, self.run.directory)
         seconds = max(progress.seconds, 1e-9)
         totals = TrainingTotals(
@@ -174,7 +175,7 @@ class Session:
             train_samples_per_second=round(progress.samples / seconds, 3),
             train_steps_per_second=round(steps / seconds, 3),
         )
-        metrics = {**progress.evaluation, **final}
+        metrics = {**evaluation, **final}
         self.run.finish(totals, metrics)
         return StageResult(
             stage=stage,
@@ -186,25 +187,27 @@ class Session:
             metrics=metrics,
         )
 
-    def roll_back(self, *, before: int) -> int | None:
-        """Make the best checkpoint the result, and put the later ones aside, in anomaly/.
+    def roll_back(self, step: int, *, before: int) -> int | None:
+        """Make the best checkpoint the result, and put the later ones aside, in anomaly/: the state of now among them.
 
         Without an evaluation that chose one, it is the last checkpoint before the step `before`. Resuming goes on from
         there.
 
         Returns:
-            Its step; None where there is no such checkpoint, and nothing was done.
+            Its step; None where there is no such checkpoint.
         """
+        self._save(step)
         there = {int(path.name.removeprefix("step-")): path for path in complete_checkpoints(self._checkpoints)}
         good = self._progress.best_step
         if good not in there:
-            good = max((step for step in there if step < before), default=None)
+            good = max((number for number in there if number < before), default=None)
+        for number in (number for number in there if good is None or number > good):
+            put_aside(there[number], self.run.anomaly_dir())
         if good is None:
+            (self.run.directory / "last").unlink(missing_ok=True)
             return None
         place_result(there[good], self.run.directory)
         self._link(good)
-        for step in (step for step in there if step > good):
-            put_aside(there[step], self.run.anomaly_dir())
         return good
 
     # -- evaluation and checkpoints ------------------------------------------------------------------------------------
@@ -221,6 +224,7 @@ class Session:
         if step == 0 or not self.best_by.improves(metrics, progress.best_value):
             return False
         progress.best_step, progress.best_value = step, metrics[self.best_by.metric]
+        progress.best_evaluation = metrics
         return True
 
     def _save(self, step: int) -> None:
@@ -319,7 +323,8 @@ def kept(**parts: Keeps) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[s
 
     def take_back(state: dict[str, Any]) -> None:
         for name, part in parts.items():
-            part.load_state(state[name])
+            if name in state:
+                part.load_state(state[name])
 
     return lambda: {name: part.state() for name, part in parts.items()}, take_back
 
