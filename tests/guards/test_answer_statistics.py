@@ -70,7 +70,6 @@ def test_statistics_of_a_batch() -> None:
     )
     assert found == {
         "answer_length": 2.0,
-        "ended_length": 2.0,
         "ends_at_once": pytest.approx(1 / 3),
         "eos_rate": pytest.approx(2 / 3),
         "empty_rate": pytest.approx(1 / 3),
@@ -80,6 +79,13 @@ def test_statistics_of_a_batch() -> None:
         "self_similarity": 0.0,
         "language_switch": pytest.approx(1 / 3),
     }
+
+
+def test_the_length_of_answers_that_end_needs_some_that_do() -> None:
+    ended = [rollout("a", length=length, finished=True) for length in range(1, 9)]
+    endless = rollout("a", length=99, finished=False)
+    assert answer_statistics([*ended, endless])["ended_length"] == 4.5
+    assert "ended_length" not in answer_statistics([*ended[1:], endless])
 
 
 def test_answers_to_different_prompts_are_compared_and_to_the_same_prompt_not() -> None:

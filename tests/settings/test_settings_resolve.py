@@ -440,7 +440,8 @@ class TestKnownSettings:
     @pytest.mark.parametrize("stage", get_args(StageName))
     def test_every_default_is_a_value_of_its_setting(self, stage: StageName) -> None:
         defaults = {setting.name: setting.default for setting in known_settings(stage) if not setting.required}
-        active = {name: value for name, value in defaults.items() if is_active(name, defaults)}
+        everything = {**defaults, **required_of(stage)}
+        active = {name: value for name, value in defaults.items() if is_active(name, everything)}
         assert resolve(stage, values={**required_of(stage), **active}) == resolve(stage, values=required_of(stage))
 
     def test_a_stage_s_own_default_is_the_one_described(self) -> None:

@@ -45,37 +45,39 @@ def rewards(tmp_path: Path) -> str:
     return str(file)
 
 
-def towards_nothing(workshop: Workshop, out: Path, rewards: str, **changes: Any) -> dict[str, Any]:
-    """PPO that is paid for silence, with nothing that forbids it."""
+def drifting(workshop: Workshop, out: Path, rewards: str, **changes: Any) -> dict[str, Any]:
+    """PPO with a large learning rate, which spends its budget of KL within a few steps."""
     chosen = {
         "reward_model": f"{rewards}:emptiness",
         "eval_dataset": "heldout_prompts",
-        "min_new_tokens": 0,
-        "init_kl_coef": 0.0,
-        "learning_rate": 0.05,
-        "max_steps": 40,
-        "eval_steps": 2,
+        "kl_budget": 1.5,
+        "init_kl_coef": 0.001,
+        "learning_rate": 0.01,
+        "max_steps": 24,
+        "eval_steps": 1,
         "rollout_batch_size": 16,
         "mini_batch_size": 8,
-        "missing_eos_penalty": 0.0,
-        # what an untrained network of this size does by chance
-        "watch_limits": "critic=off,language_switch=off,never_ends=off,repetition=off,less_variety=off,same_answer=off",
     }
     return workshop.settings("ppo", out, **{**chosen, **changes})
 
 
-def test_a_policy_that_falls_silent_is_stopped_and_put_back(workshop: Workshop, tmp_path: Path, rewards: str) -> None:
+def without_evaluations(workshop: Workshop, out: Path, rewards: str, **changes: Any) -> dict[str, Any]:
+    settings = drifting(workshop, out, rewards, eval_dataset=None, **changes)
+    del settings["eval_steps"]
+    return settings
+
+
+def test_a_policy_that_drifts_away_is_stopped_and_put_back(workshop: Workshop, tmp_path: Path, rewards: str) -> None:
     out = tmp_path / "ppo"
-    with pytest.raises(GuardStop) as stop:
-        duiqi.run("ppo", **towards_nothing(workshop, out, rewards))
+    with pytest.raises(GuardStop, match="kl_budget") as stop:
+        duiqi.run("ppo", **drifting(workshop, out, rewards))
     assert stop.value.exit_code == 3
-    found = [event for event in events(out, "finding") if "action" in event]
     end = events(out, "stopped_by_watch")[0]
-    rungs = [event["action"] for event in found if event["name"] == end["name"] and event["of"] == "training"]
-    assert rungs[:2] == ["warn", "pause"]
-    assert any(event["evidence"] for event in found), "the answers that show it"
+    assert end["step"] < 24
+    stopping = next(event for event in events(out, "finding") if event["action"] == "stop")
+    rungs = [event["action"] for event in events(out, "finding") if event["of"] == stopping["of"]]
+    assert [action for action in rungs if action != "warn"] == ["pause", "stop"]
     assert events(out, "slowed_down")[0]["pace"] == 0.5
-    assert end["step"] < 40
     assert events(out, "stopped")
     result, best = (load_file(path / "adapter_model.safetensors") for path in (out, out / "best"))
     assert all(torch.equal(result[name], best[name]) for name in best)
@@ -85,28 +87,24 @@ def test_a_policy_that_falls_silent_is_stopped_and_put_back(workshop: Workshop, 
     assert (out / "last").resolve() == (out / "best").resolve()
     evaluated = {line["step"]: line for line in lines(out / "metrics.jsonl") if "eval_score" in line}
     assert evaluated[end["best_step"]]["eval_findings"] == 0
+    assert evaluated[end["best_step"]]["eval_kl"] <= 1.5
 
 
 def test_the_same_run_with_the_watch_off_or_only_warning_goes_to_its_end(
     workshop: Workshop, tmp_path: Path, rewards: str
 ) -> None:
-    for watch, limits in (("off", {"watch_limits": ""}), ("warn", {})):
+    for watch in ("off", "warn"):
         out = tmp_path / watch
-        duiqi.run("ppo", **towards_nothing(workshop, out, rewards, watch=watch, max_steps=20, **limits))
-        assert bool(events(out, "finding")) == (watch == "warn")
+        duiqi.run("ppo", **drifting(workshop, out, rewards, watch=watch, max_steps=12))
+        assert {event["action"] for event in events(out, "finding")} == ({"warn"} if watch == "warn" else set())
         assert not events(out, "slowed_down")
-        last = [line for line in lines(out / "metrics.jsonl") if "empty_rate" in line][-1]
-        assert last["empty_rate"] > 0.5
 
 
 def test_without_a_good_checkpoint_the_start_is_the_best(workshop: Workshop, tmp_path: Path, rewards: str) -> None:
     out = tmp_path / "ppo"
-    settings = towards_nothing(workshop, out, rewards, eval_dataset=None)
-    del settings["eval_steps"]
-    settings["save_steps"] = 0
     with pytest.raises(GuardStop, match="the model that this began with is the best"):
-        duiqi.run("ppo", **settings)
-    assert [path.name[:5] for path in (out / "anomaly").iterdir()] == ["step-"], "and the last policy is kept aside"
+        duiqi.run("ppo", **without_evaluations(workshop, out, rewards))
+    assert [path.name[:5] for path in (out / "anomaly").iterdir()] == ["step-"], "the last policy is kept aside"
     assert not (out / "last").exists()
 
 
@@ -114,10 +112,8 @@ def test_without_evaluations_the_last_checkpoint_before_the_alarm_is_taken(
     workshop: Workshop, tmp_path: Path, rewards: str
 ) -> None:
     out = tmp_path / "ppo"
-    settings = towards_nothing(workshop, out, rewards, eval_dataset=None, save_steps=1, save_total_limit=40)
-    del settings["eval_steps"]
     with pytest.raises(GuardStop):
-        duiqi.run("ppo", **settings)
+        duiqi.run("ppo", **without_evaluations(workshop, out, rewards, save_steps=1, save_total_limit=40))
     end, found = events(out, "stopped_by_watch")[0], events(out, "finding")
     stop = next(event for event in found if event["action"] == "stop")
     assert end["best_step"] == stop["since"] - 4, "none of the answers that rang are this policy's"
@@ -125,26 +121,25 @@ def test_without_evaluations_the_last_checkpoint_before_the_alarm_is_taken(
 
 
 def test_a_run_with_nothing_wrong_is_left_alone(workshop: Workshop, tmp_path: Path, rewards: str) -> None:
-    out = tmp_path / "ppo"
-    duiqi.run(
-        "ppo", **workshop.settings("ppo", out, reward_model=f"{rewards}:nothing", max_steps=8, learning_rate=1e-5)
-    )
-    assert not events(out, "finding")
+    settings = drifting(workshop, tmp_path / "ppo", rewards, reward_model=f"{rewards}:nothing", learning_rate=1e-5)
+    duiqi.run("ppo", **{**settings, "max_steps": 8})
+    assert not events(tmp_path / "ppo", "slowed_down")
+    assert not events(tmp_path / "ppo", "stopped_by_watch")
 
 
 def test_a_run_goes_on_with_the_memory_of_its_watch(workshop: Workshop, tmp_path: Path, rewards: str) -> None:
-    """The uninterrupted run and one that is resumed half-way find the same at the same steps."""
+    """The uninterrupted run and one that is resumed while an alarm rings are stopped at the same step."""
     found = []
-    for name, parts in {"whole": [20], "parts": [3, 20]}.items():
+    for name, parts in {"whole": [24], "parts": [8, 24]}.items():
         out = tmp_path / name
         for steps in parts:
-            settings = towards_nothing(
-                workshop, out, rewards, max_steps=steps, save_steps=1, resume_from_checkpoint=True,
-                eval_dataset=None,
-            )  # fmt: skip
-            del settings["eval_steps"]
             try:
-                duiqi.run("ppo", **settings)
+                duiqi.run(
+                    "ppo",
+                    **without_evaluations(
+                        workshop, out, rewards, max_steps=steps, save_steps=1, resume_from_checkpoint=True
+                    ),
+                )
             except GuardStop as stop:
                 found.append(str(stop).replace(str(out), "here"))
     assert len(found) == 2
@@ -233,13 +228,11 @@ def test_dpo_that_flees_from_its_data_is_told_so(workshop: Workshop, tmp_path: P
     assert [event["name"] for event in events(tmp_path, "finding")][:1] == ["chosen_falls"]
 
 
-def test_dpo_that_learns_its_pairs_by_heart_is_put_back(workshop: Workshop, tmp_path: Path) -> None:
-    settings = workshop.settings(
-        "dpo", tmp_path, max_steps=60, learning_rate=0.05, watch_limits="overfitting=1.0001", eval_steps=2
-    )
+def test_dpo_whose_held_out_loss_stays_high_is_stopped(workshop: Workshop, tmp_path: Path) -> None:
+    settings = workshop.settings("dpo", tmp_path, max_steps=20, watch_limits="overfitting=0.5", eval_steps=2)
     with pytest.raises(GuardStop, match="overfitting"):
         duiqi.run("dpo", **settings)
-    assert events(tmp_path, "stopped_by_watch")
+    assert events(tmp_path, "stopped_by_watch")[0]["step"] == 4  # the third evaluation, that of step 0 among them
 
 
 def test_a_weight_of_kl_that_was_raised_stays_raised_and_settings_may_change(

@@ -16,6 +16,9 @@ _CHARACTER = re.compile(f"[{_CHARACTERS}]")
 AT_ONCE = 2
 """An answer of at most so many tokens, its end token included, ended before it said anything."""
 
+FEWEST_ENDED = 8
+"""Fewer answers that ended by themselves say nothing of how long such answers are."""
+
 MAX_COMPARED = 32
 """Answers that are compared with each other, two at a time; more would say no more."""
 
@@ -94,7 +97,7 @@ def answer_statistics(rollouts: Sequence[Rollout], prompts: Sequence[str] = ()) 
     """Length in tokens, share that ended by themselves, share that is empty, variety, repetition, language.
 
     Args:
-        rollouts: A batch of answers. Where none of them ended by itself, there is no `ended_length`.
+        rollouts: A batch of answers. Where hardly any of them ended by itself, there is no `ended_length`.
         prompts: What the user said last before each answer; without it nothing is said of languages.
     """
     answers = [rollout.answer for rollout in rollouts]
@@ -110,7 +113,7 @@ def answer_statistics(rollouts: Sequence[Rollout], prompts: Sequence[str] = ()) 
         "repetition_rate": repetition_rate(answers),
         "self_similarity": self_similarity(answers, [rollout.prompt_ids for rollout in rollouts]),
     }
-    if ended:
+    if len(ended) >= FEWEST_ENDED:
         found["ended_length"] = _mean(ended)
     if prompts:
         found["language_switch"] = _mean([has_switched(*pair) for pair in zip(prompts, answers, strict=True)])
