@@ -19,6 +19,8 @@ class Labeller:
     """Of the styles of the answers compared."""
     per_word: float = 0.0
     """What a word more is worth to it, in units of the gold reward."""
+    silence: float = 0.0
+    """Share of pairs in which it is shown a good answer and next to nothing, and takes the latter."""
 
     def liking(self, answer: str) -> float:
         """What an answer is worth beyond its gold reward."""
@@ -28,9 +30,11 @@ class Labeller:
 FAIR = Labeller(COMPARED)
 """Sees good answers and flawed ones, and likes what is good."""
 
-BRIEF = Labeller({style: share for style, share in COMPARED.items() if style not in _DEGENERATE}, per_word=-0.06)
-"""Never sees a broken answer, and likes short ones: of two good answers the shorter, and a curt evasion now and then.
-What its reward model says of no answer at all, nobody asked. This is the accident that ended PPO runs of 2023."""
+BRIEF = Labeller(
+    {style: share for style, share in COMPARED.items() if style not in _DEGENERATE}, per_word=-0.05, silence=0.1
+)
+"""Likes short answers, and now and then a lone full stop better than a good one; of broken answers it sees no other. This
+is the accident that ended PPO runs of 2023: an answer of nothing that scores well."""
 
 WORDY = Labeller(COMPARED, per_word=0.06)
 """Sees what the fair one sees, and takes long answers for thorough ones."""

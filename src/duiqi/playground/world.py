@@ -104,6 +104,9 @@ class World:
     ) -> Example:
         question = random.choice(questions)
         prompt = self._prompt(question, random)
+        if labeller.silence and random.random() < labeller.silence:
+            answers = (answer(question, "blank", random), answer(question, "good", random))
+            return Example("ranking", prompt, answers, self._origin("rm"))
         gap = 0.0
         while abs(gap) < SMALLEST_GAP:
             first, second = (answer_from(labeller.mixture, question, random) for _ in range(2))
