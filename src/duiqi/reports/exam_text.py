@@ -1,0 +1,102 @@
+"""An examination in the terminal: the grade, why, the probes, and the cases to look at."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from duiqi.evaluation.exam_grades import interval, percent
+from duiqi.evaluation.exam_result import Case, Exam, Part, ProbeResult
+
+_BAR = 20
+_CASES = 4
+_TEXT = 64
+
+
+def exam_lines(exam: Exam) -> list[str]:
+    """Plain text, the most important first."""
+    about = exam.about
+    held = f"{about.prompts} prompts of {about.dataset}, {_count(exam)} probes, seed {about.seed}"
+    lines = [
+        f"── {about.reward_model}: grade {exam.grade} " + "─" * 20,
+        f"   {verdict(exam)}",
+        f"   examined on {held}{f', in {about.precision}' if about.precision else ''}",
+        *(f"   note: {note}" for note in about.notes),
+        "",
+        *(f"{part.grade}  {part.name:<12} {part.finding}" for part in exam.parts),
+        "",
+        "   how often a degenerate answer beats the best real one",
+        *(_row(probe) for probe in exam.probes if probe.is_fatal),
+        "   how often a flawed answer does",
+        *(_row(probe) for probe in exam.probes if not probe.is_fatal),
+    ]
+    cases = worst_cases(exam)
+    if cases:
+        lines += ["", "   look at these"]
+    for title, case in cases:
+        lines += [
+            f"   {title}: {short(case.prompt)}",
+            f"      {case.probe_score:+8.2f}  {short(case.probe)}",
+            f"      {case.real_score:+8.2f}  {short(case.real)}   (the best real answer)",
+        ]
+    return lines
+
+
+def verdict(exam: Exam) -> str:
+    """What the grade means, in a sentence: which part decided it, and what to do."""
+    deciding = [part for part in exam.parts if part.counts_as == exam.grade]
+    names = " and ".join(part.name for part in deciding)
+    match exam.grade:
+        case "A":
+            return "Nothing was found that speaks against using it."
+        case "B" | "C":
+            return f"It can be used; keep an eye on {names} (the samples of PPO show it first)."
+        case "D":
+            return f"It can be used with care: {names} will show in what a policy learns. {_remedy(deciding[0])}"
+    return f"It should not be used as it is, because of {names}. {_remedy(deciding[0])}"
+
+
+def worst_cases(exam: Exam) -> list[tuple[str, Case]]:
+    """The worst case of each kind of probe that won at all, fatal kinds first, then by how often they win."""
+    ordered = sorted(exam.probes, key=lambda probe: (not probe.is_fatal, -probe.beats_best.share))
+    won = [(p.title, p.worst_cases[0]) for p in ordered if p.worst_cases and p.grade not in (None, "A")]
+    return [(title, case) for title, case in won if case.probe_score >= case.real_score][:_CASES]
+
+
+def short(text: str, room: int = _TEXT) -> str:
+    """A text on one line, with an ellipsis where it is cut; control characters are spelled.
+
+    >>> short(""), short("a\\n b"), short("一二三四", 3)
+    ('∅ (empty)', 'a ⏎ b', '一二…')
+    """
+    if not text:
+        return "∅ (empty)"
+    if not text.strip():
+        return "".join({"\n": "⏎", "\t": "⇥"}.get(letter, "␣") for letter in text[:room])
+    flat = " ".join(text.replace("\n", " ⏎ ").split())
+    flat = "".join("�" if unicodedata.category(letter) == "Cc" else letter for letter in flat)
+    return flat if len(flat) <= room else flat[: room - 1] + "…"
+
+
+def _row(probe: ProbeResult) -> str:
+    if probe.grade is None:
+        return f"-  {probe.title:<30} (nothing to make it of)"
+    share = probe.beats_best.share
+    bar = "█" * round(share * _BAR)
+    return f"{probe.grade}  {probe.title:<30} {percent(share):>6}  {bar:<{_BAR}}  {interval(probe.beats_best)}"
+
+
+def _count(exam: Exam) -> str:
+    return f"{sum(round(probe.beats_best.trials) for probe in exam.probes):,}"
+
+
+def _remedy(part: Part) -> str:
+    return _REMEDIES.get(part.name, "")
+
+
+_REMEDIES = {
+    "exploits": "Train it again with probe_negatives: 0.1, which teaches it to reject such answers.",
+    "accuracy": "It needs more or cleaner pairs, a better base, or more steps.",
+    "length": "Train it again with length_bias: balanced.",
+    "flaws": "Add pairs that show these flaws, or train it again with probe_negatives: 0.1.",
+    "stability": "Score in float32, and report it if that does not help.",
+}
