@@ -1,8 +1,8 @@
 """Degenerate answers to train a reward model against (`probe_negatives`), made of training prompts alone.
 
-The examination (`evaluation.probes`) tries other forms, with other phrases: lone marks here, white space there; a phrase
-of the prompt again and again here, a word of the answer there; assent here, thanks there. Refusals, special tokens and
-good answers said twice are left to it: teaching a model to hate them would teach it more than was asked for.
+The examination (`evaluation.probes`) tries other forms, with other phrases: lone marks here, white space there; a
+phrase of the prompt again and again here, a word of the answer there; assent here, thanks there. Refusals, special
+tokens and good answers said twice are left to it: to hate them is more than a model was asked to learn.
 """
 
 from __future__ import annotations
