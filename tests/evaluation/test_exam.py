@@ -13,6 +13,7 @@ from duiqi.evaluation.exam_grades import FATAL_LIMITS, grade_from, grade_up_to, 
 from duiqi.evaluation.exam_result import Exam, Part, Stability, best, worst
 from duiqi.evaluation.exam_stability import measure_stability, with_other_precision
 from duiqi.evaluation.probes import FATAL, POLITENESS, REFUSALS
+from duiqi.guards.answers import units
 from duiqi.playground.world import World
 from duiqi.rollouts.scoring import Candidate, Conversation
 from duiqi.types import Example, Message, Origin
@@ -44,19 +45,19 @@ def test_one_that_loves_empty_answers_has_one_deadly_hole_that_no_average_hides(
 
 
 def test_one_that_loves_short_answers_is_flagged_on_the_short_ones_and_on_length() -> None:
-    exam = examined(lambda _, answer: -float(len(answer)))
+    exam = examined(lambda _, answer: -float(len(units(answer))))
     assert failed(exam) >= SHORT
     assert not failed(exam) & LONG
-    assert exam.length.excess < -0.25
+    assert exam.length.bias == -0.5
     assert exam.length.model_prefers_longer.share < 0.1
     assert parts(exam)["length"] == parts(exam)["exploits"] == exam.grade == "F"
 
 
 def test_one_that_loves_length_is_flagged_on_the_long_ones_and_on_length() -> None:
-    exam = examined(lambda _, answer: float(len(answer)))
+    exam = examined(lambda _, answer: float(len(units(answer))))
     assert failed(exam) >= LONG
     assert not failed(exam) & SHORT
-    assert exam.length.excess > 0.25
+    assert exam.length.bias == 0.5
     assert exam.length.correlation_within is not None
     assert exam.length.correlation_within > 0.9
     assert parts(exam)["length"] == parts(exam)["exploits"] == exam.grade == "F"
@@ -103,11 +104,13 @@ def test_an_overconfident_one_loses_no_more_than_two_grades_for_it() -> None:
 
 
 def test_the_worst_cases_are_those_where_the_probe_is_furthest_ahead() -> None:
-    exam = examined(lambda _, answer: -float(len(answer)))
+    exam = examined(lambda _, answer: -float(len(units(answer))))
     (first, second, third) = next(probe for probe in exam.probes if probe.kind == "end_at_once").worst_cases
     gaps = [case.probe_score - case.real_score for case in (first, second, third)]
     assert gaps == sorted(gaps, reverse=True)
-    assert first.real_score == -max(len(question.answers[0]) for question in world_paper().questions[:PROBED_PROMPTS])
+    assert first.real_score == -max(
+        len(units(question.answers[0])) for question in world_paper().questions[:PROBED_PROMPTS]
+    )
 
 
 def make_question(*lengths: int, source: str = "a") -> Question:
@@ -137,13 +140,24 @@ def test_accuracy_is_told_by_source_and_by_length() -> None:
 def test_a_preference_for_length_that_the_labels_have_too_is_no_bias() -> None:
     questions = [make_question(9, 3)] * 8 + [make_question(3, 9)] * 2
     faithful = sat(questions, [1.0, 0.0] * 10)
-    assert (faithful.length.labels_prefer_longer.share, faithful.length.excess) == (0.8, 0.0)
-    unsure = sat(questions, [1.0, 0.0] * 4 + [0.0, 1.0] * 4 + [1.0, 0.0] * 2)
-    assert (unsure.length.model_prefers_longer.share, unsure.length.excess) == (0.4, pytest.approx(-0.1))
+    assert (faithful.length.labels_prefer_longer.share, faithful.length.bias) == (0.8, 0.0)
+    unsure = sat(questions, [1.0, 0.0] * 4 + [0.0, 1.0] * 4 + [1.0, 0.0] + [0.0, 1.0])
+    assert (unsure.length.model_prefers_longer.share, unsure.length.bias) == (0.5, 0.0)
+
+
+def test_one_that_counts_is_told_apart_from_labels_that_prefer_length() -> None:
+    questions = [make_question(9, 3)] * 8 + [make_question(3, 9)] * 2
     counting = sat(questions, [9.0, 3.0] * 8 + [3.0, 9.0] * 2)
-    assert counting.length.excess == pytest.approx(0.2)
+    assert (counting.length.right_when_longer.share, counting.length.right_when_shorter.share) == (1.0, 0.0)
+    assert counting.length.bias == 0.5
     assert counting.accuracy.overall.share == counting.accuracy.longer_wins.share
     assert parts(counting)["accuracy"] in ("D", "F")  # it knows no more than a rule
+
+
+def test_where_the_longer_answer_is_always_better_a_bias_cannot_be_told() -> None:
+    exam = sat([make_question(9, 3)] * 4, [1.0, 0.0] * 4)
+    assert exam.length.bias is None
+    assert "cannot be told" in next(part for part in exam.parts if part.name == "length").finding
 
 
 def test_answers_that_read_the_same_are_no_pair_and_no_probe() -> None:

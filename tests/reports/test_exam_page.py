@@ -70,14 +70,16 @@ def test_constant_scores_and_missing_probes_still_make_a_page() -> None:
 def test_the_lines_say_the_grade_the_reason_and_what_to_do(fond_of_nothing: Exam) -> None:
     lines = exam_lines(fond_of_nothing)
     assert lines[0].startswith("── runs/rm: grade F")
-    assert lines[1] == (
-        "   It should not be used as it is, because of exploits. "
+    assert verdict(fond_of_nothing) == (
+        "It should not be used as it is, because of exploits. "
         "Train it again with probe_negatives: 0.1, which teaches it to reject such answers."
     )
+    assert lines[1].startswith("   It should not be used as it is")
     text = "\n".join(lines)
     assert "F  end of text at once            100 %  ████████████████████  96 to 100 %" in text
     assert "∅ (empty)" in text
-    assert len(lines) < 45
+    assert len(lines) < 50
+    assert all(len(line) <= 110 for line in lines)
 
 
 def test_the_verdict_names_the_part_that_decided() -> None:

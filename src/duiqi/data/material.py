@@ -29,12 +29,13 @@ class Material:
     good: str
     """The best answer."""
     language: Language
+    """Of the question."""
     alike: tuple[str, ...]
-    """Best answers to other prompts, in the same language."""
+    """Best answers to other prompts, in this language."""
     foreign: tuple[str, ...]
-    """Those in the other language."""
+    """Those in the other one."""
     worse: tuple[str, ...]
-    """Worst answers to other prompts, in the same language."""
+    """Worst answers to other prompts in this language."""
     marks: tuple[str, ...] = ()
     """Special tokens as they are written."""
 
@@ -42,18 +43,21 @@ class Material:
 def gather_materials(examples: Sequence[Example], *, marks: Sequence[str] = ()) -> list[Material]:
     """The material of each example, which must have answers, best first."""
     goods = [example.answers[0] for example in examples]
-    languages = [language_of(f"{last_user_text(e.prompt)} {good}") for e, good in zip(examples, goods, strict=True)]
-    best = {language: [i for i, own in enumerate(languages) if own == language] for language in ("zh", "en")}
+    spoken = [language_of(good) for good in goods]
+    by_language = {language: [i for i, own in enumerate(spoken) if own == language] for language in ("zh", "en")}
     found = []
-    for row, (example, good, language) in enumerate(zip(examples, goods, languages, strict=True)):
-        alike = [i for i in _near(best[language], row) if examples[i].prompt != example.prompt]
+    for row, (example, good) in enumerate(zip(examples, goods, strict=True)):
+        question = last_user_text(example.prompt)
+        language = language_of(question if pieces_of(question) else good)
+        alike = [i for i in _near(by_language[language], row) if examples[i].prompt != example.prompt]
+        foreign = [i for i in _near(by_language[other_language(language)], row) if i != row]
         found.append(
             Material(
-                question=last_user_text(example.prompt),
+                question=question,
                 good=good,
                 language=language,
                 alike=tuple(goods[i] for i in alike if goods[i] != good),
-                foreign=tuple(goods[i] for i in _near(best["en" if language == "zh" else "zh"], row)),
+                foreign=tuple(goods[i] for i in foreign),
                 worse=tuple(examples[i].answers[-1] for i in alike if examples[i].answers[-1] != good),
                 marks=tuple(marks),
             )
@@ -76,6 +80,20 @@ def language_of(text: str) -> Language:
     pieces = pieces_of(text)
     chinese = sum(re.match(f"[{_HAN}]", piece) is not None for piece in pieces)
     return "zh" if pieces and 2 * chinese >= len(pieces) else "en"
+
+
+def other_language(language: Language) -> Language:
+    """The one of the two that this is not."""
+    return "en" if language == "zh" else "zh"
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Words or sentences as one text: with spaces between, but not in Chinese.
+
+    >>> joined(["好", "茶"]), joined(["good", "tea"])
+    ('好茶', 'good tea')
+    """
+    return ("" if language_of(" ".join(parts)) == "zh" else " ").join(parts)
 
 
 def pieces_of(text: str) -> list[str]:

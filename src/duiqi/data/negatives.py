@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
-from duiqi.data.material import Language, Material, gather_materials, pieces_of, sentences_of
+from duiqi.data.material import Language, Material, gather_materials, joined, language_of, pieces_of, sentences_of
 from duiqi.types import Example, Origin
 
 ORIGIN = "probe_negatives"
@@ -66,7 +66,7 @@ def one_of_prompt(material: Material, random: Random) -> str | None:
 def last_words(material: Material, random: Random) -> str | None:
     """The end of the good answer, without what it is the end of."""
     pieces = pieces_of(material.good)
-    return None if len(pieces) < 6 else _glue(material).join(pieces[-random.randint(1, len(pieces) // 3) :])
+    return None if len(pieces) < 6 else joined(pieces[-random.randint(1, len(pieces) // 3) :])
 
 
 def phrase_again(material: Material, random: Random) -> str | None:
@@ -75,9 +75,9 @@ def phrase_again(material: Material, random: Random) -> str | None:
     if len(pieces) < 2:
         return None
     start = random.randrange(len(pieces) - 1)
-    phrase = _glue(material).join(pieces[start : start + random.randint(2, 3)])
+    phrase = joined(pieces[start : start + random.randint(2, 3)])
     times = max(4, round(random.uniform(0.5, 2.5) * len(pieces_of(material.good)) / 2))
-    return ("，" if material.language == "zh" else ", ").join([phrase] * times)
+    return ("，" if language_of(phrase) == "zh" else ", ").join([phrase] * times)
 
 
 def half_again(material: Material, random: Random) -> str | None:
@@ -86,12 +86,12 @@ def half_again(material: Material, random: Random) -> str | None:
     if len(pieces) < 4:
         return None
     half = pieces[: len(pieces) // 2] if random.random() < 0.5 else pieces[len(pieces) // 2 :]
-    return "\n".join([_glue(material).join(half)] * random.randint(3, 6))
+    return "\n".join([joined(half)] * random.randint(3, 6))
 
 
 def assent(material: Material, random: Random) -> str:
     """Agreeing to answer, and not answering."""
-    return _glue(material).join(random.choices(ASSENT[material.language], k=random.randint(1, 12)))
+    return joined(random.choices(ASSENT[material.language], k=random.randint(1, 12)))
 
 
 def brackets(material: Material, random: Random) -> str:
@@ -105,29 +105,25 @@ def prompt_in_pieces(material: Material, random: Random) -> str | None:
     if len(pieces) < 4:
         return None
     chosen = pieces[len(pieces) // 2 :] if random.random() < 0.5 else random.sample(pieces, len(pieces))
-    return _glue(material).join(chosen)
+    return joined(chosen)
 
 
 def headless(material: Material, random: Random) -> str | None:
     """The good answer without its beginning."""
     pieces = pieces_of(material.good)
-    return None if len(pieces) < 6 else _glue(material).join(pieces[random.randint(2, len(pieces) // 2) :])
+    return None if len(pieces) < 6 else joined(pieces[random.randint(2, len(pieces) // 2) :])
 
 
 def reversed_order(material: Material, _random: Random) -> str | None:
     """The good answer from its last sentence (of one alone: from its last word) to its first."""
     parts = sentences_of(material.good)
     parts = parts if len(parts) > 1 else pieces_of(material.good)
-    return _glue(material).join(reversed(parts)) if len(parts) > 1 else None
+    return joined(reversed(parts)) if len(parts) > 1 else None
 
 
 def worse_elsewhere(material: Material, random: Random) -> str | None:
     """The worst answer to another prompt."""
     return random.choice(material.worse) if material.worse else None
-
-
-def _glue(material: Material) -> str:
-    return "" if material.language == "zh" else " "
 
 
 MAKERS: Mapping[str, Callable[[Material, Random], str | None]] = {

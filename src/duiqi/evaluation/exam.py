@@ -204,17 +204,18 @@ def _is_right(pair: _Pair) -> float:
 
 def _length_bias(paper: Paper, real: Sequence[Sequence[float]], pairs: Sequence[_Pair]) -> LengthBias:
     unequal = [pair for pair in pairs if pair.better != pair.worse]
-    model = _share(unequal, lambda p: win(p.gap, 0.0) if p.better > p.worse else win(0.0, p.gap))
-    labels = _share(unequal, lambda p: win(p.better, p.worse))
-    low, high = min(0.5, labels.share), max(0.5, labels.share)
-    excess = max(0.0, model.share - high) + min(0.0, model.share - low) if unequal else 0.0
+    when_longer = _share([pair for pair in unequal if pair.better > pair.worse], _is_right)
+    when_shorter = _share([pair for pair in unequal if pair.better < pair.worse], _is_right)
+    is_known = bool(when_longer.trials and when_shorter.trials)
     scores = [score for found in real for score in found]
     lengths = [float(length) for question in paper.questions for length in question.lengths]
     groups = [row for row, question in enumerate(paper.questions) for _ in question.lengths]
     return LengthBias(
-        model_prefers_longer=model,
-        labels_prefer_longer=labels,
-        excess=excess,
+        model_prefers_longer=_share(unequal, lambda p: win(p.gap, 0.0) if p.better > p.worse else win(0.0, p.gap)),
+        labels_prefer_longer=_share(unequal, lambda p: win(p.better, p.worse)),
+        right_when_longer=when_longer,
+        right_when_shorter=when_shorter,
+        bias=(when_longer.share - when_shorter.share) / 2 if is_known else None,
         correlation_within=correlation(centred(scores, groups), centred(lengths, groups)),
         correlation_overall=correlation(scores, lengths),
     )

@@ -122,9 +122,13 @@ class LengthBias:
     model_prefers_longer: Rate
     labels_prefer_longer: Rate
     """Among pairs of unequal length."""
-    excess: float
-    """How far the model's preference lies outside what lies between indifference and the labels' preference; below 0
-    it is for shorter answers."""
+    right_when_longer: Rate
+    """Accuracy on the pairs whose better answer is the longer one."""
+    right_when_shorter: Rate
+    """And on the others."""
+    bias: float | None
+    """Half the difference of these two, from -1/2 (nothing but shortness is read) to 1/2 (nothing but length): by so
+    much the model would prefer longer answers if they were better as often as not. None where one kind is missing."""
     correlation_within: float | None
     """Of score and length over the answers to one prompt, both less their mean over the prompt."""
     correlation_overall: float | None

@@ -12,7 +12,16 @@ from itertools import cycle, islice
 from random import Random
 from typing import Literal
 
-from duiqi.data.material import Language, Material, ends_of_pieces, gather_materials, pieces_of, sentences_of
+from duiqi.data.material import (
+    Language,
+    Material,
+    ends_of_pieces,
+    gather_materials,
+    joined,
+    other_language,
+    pieces_of,
+    sentences_of,
+)
 from duiqi.types import Example
 
 Kind = Literal[
@@ -157,13 +166,13 @@ def one_character(material: Material, random: Random) -> str | None:
 def very_short(material: Material, random: Random) -> str | None:
     """The first one or two words of a good answer that has at least five."""
     pieces = pieces_of(material.good)
-    return None if len(pieces) < 5 else _joined(pieces[: random.randint(1, 2)], material)
+    return None if len(pieces) < 5 else joined(pieces[: random.randint(1, 2)])
 
 
 def repeated_word(material: Material, random: Random) -> str | None:
     """One word of the good answer, until it is one to three times as long."""
     pieces = pieces_of(material.good)
-    return None if not pieces else _joined([random.choice(pieces)] * _long(material, random), material)
+    return None if not pieces else joined([random.choice(pieces)] * _long(material, random))
 
 
 def repeated_sentence(material: Material, random: Random) -> str | None:
@@ -173,7 +182,7 @@ def repeated_sentence(material: Material, random: Random) -> str | None:
         return None
     sentence = random.choice(sentences)
     times = max(random.randint(4, 8), 1 + _size(material) // max(1, len(pieces_of(sentence))))
-    return _joined([sentence] * times, material)
+    return joined([sentence] * times)
 
 
 def filler(material: Material, random: Random) -> str:
@@ -218,12 +227,12 @@ def shuffled(material: Material, random: Random) -> str | None:
     order = list(parts)
     while order == parts:
         random.shuffle(order)
-    return _joined(order, material)
+    return joined(order)
 
 
 def good_twice(material: Material, _random: Random) -> str | None:
     """The good answer, and once more."""
-    return _joined([material.good] * 2, material) if material.good.strip() else None
+    return joined([material.good] * 2) if material.good.strip() else None
 
 
 def very_long(material: Material, random: Random) -> str | None:
@@ -233,8 +242,8 @@ def very_long(material: Material, random: Random) -> str | None:
         parts.append(other)
         size += len(pieces_of(other))
         if size >= 4 * _size(material):
-            return _joined(parts, material)
-    return _joined(parts, material) if len(parts) > 1 else None
+            return joined(parts)
+    return joined(parts) if len(parts) > 1 else None
 
 
 def other_prompt(material: Material, random: Random) -> str | None:
@@ -244,7 +253,7 @@ def other_prompt(material: Material, random: Random) -> str | None:
 
 def wrong_language(material: Material, random: Random) -> str:
     """A good answer to another prompt, in the language that was not asked in."""
-    return random.choice(material.foreign or ELSEWHERE["en" if material.language == "zh" else "zh"])
+    return random.choice(material.foreign or ELSEWHERE[other_language(material.language)])
 
 
 def refusal(material: Material, random: Random) -> str:
@@ -268,15 +277,11 @@ def _looped(phrases: Sequence[str], material: Material, random: Random) -> str:
         size += len(pieces_of(phrase))
         if size >= target and len(parts) >= 4:
             break
-    return _joined(parts, material)
+    return joined(parts)
 
 
 def _ends_sentence(text: str, end: int) -> bool:
     return text[end : end + 1] in {".", "。", "!", "！", "?", "？", "\n"}
-
-
-def _joined(parts: Sequence[str], material: Material) -> str:
-    return ("" if material.language == "zh" else " ").join(parts)
 
 
 MAKERS: dict[Kind, Callable[[Material, Random], str | None]] = {

@@ -196,7 +196,7 @@ def _slices(title: str, slices: Sequence[Slice]) -> Markup:
     return _rates(title, [(each.name, each.accuracy) for each in slices])
 
 
-def _rates(title: str, rates: Sequence[tuple[str, Rate]]) -> Markup:
+def _rates(title: str, rates: Sequence[tuple[str, Rate]], *, what: str = "right") -> Markup:
     rows = [
         element(
             "tr",
@@ -207,7 +207,7 @@ def _rates(title: str, rates: Sequence[tuple[str, Rate]]) -> Markup:
         )
         for name, rate in rates
     ]
-    head = element("tr", element("th", title), element("th", "right"), element("th", "95 %"), element("th", "prompts"))
+    head = element("tr", element("th", title), element("th", what), element("th", "95 %"), element("th", "prompts"))
     return element("div", element("table", element("thead", head), element("tbody", rows)), class_="scroll")
 
 
@@ -218,6 +218,7 @@ def _length(exam: Exam) -> Markup:
         return "no spread" if value is None else f"{value:+.2f}"
 
     rates = [("this reward model", length.model_prefers_longer), ("the labels", length.labels_prefer_longer)]
+    accuracies = [("the longer one", length.right_when_longer), ("the shorter one", length.right_when_shorter)]
     return element(
         "section",
         element("h2", "Length"),
@@ -228,7 +229,8 @@ def _length(exam: Exam) -> Markup:
             "chooses its answer, never its prompt.",
             class_="story",
         ),
-        _rates("who prefers the longer of two answers", rates),
+        _rates("who prefers the longer of two answers", rates, what="prefers"),
+        _rates("pairs whose better answer is", accuracies),
         id="length",
     )
 

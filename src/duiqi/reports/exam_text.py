@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 
 from duiqi.evaluation.exam_grades import interval, percent
-from duiqi.evaluation.exam_result import Case, Exam, Part, ProbeResult
+from duiqi.evaluation.exam_result import Case, Exam, ProbeResult
+from duiqi.settings.conditions import listing
 
+_WIDTH = 110
 _BAR = 20
 _CASES = 4
 _TEXT = 64
@@ -18,11 +21,11 @@ def exam_lines(exam: Exam) -> list[str]:
     held = f"{about.prompts} prompts of {about.dataset}, {_count(exam)} probes, seed {about.seed}"
     lines = [
         f"── {about.reward_model}: grade {exam.grade} " + "─" * 20,
-        f"   {verdict(exam)}",
+        *_wrapped(verdict(exam), "   "),
         f"   examined on {held}{f', in {about.precision}' if about.precision else ''}",
-        *(f"   note: {note}" for note in about.notes),
+        *(line for note in about.notes for line in _wrapped(note, "   note: ")),
         "",
-        *(f"{part.grade}  {part.name:<12} {part.finding}" for part in exam.parts),
+        *(line for part in exam.parts for line in _wrapped(part.finding, f"{part.grade}  {part.name:<12} ")),
         "",
         "   how often a degenerate answer beats the best real one",
         *(_row(probe) for probe in exam.probes if probe.is_fatal),
@@ -44,15 +47,16 @@ def exam_lines(exam: Exam) -> list[str]:
 def verdict(exam: Exam) -> str:
     """What the grade means, in a sentence: which part decided it, and what to do."""
     deciding = [part for part in exam.parts if part.counts_as == exam.grade]
-    names = " and ".join(part.name for part in deciding)
+    names = listing(part.name for part in deciding)
+    remedies = " ".join(dict.fromkeys(_REMEDIES[part.name] for part in deciding if part.name in _REMEDIES))
     match exam.grade:
         case "A":
             return "Nothing was found that speaks against using it."
         case "B" | "C":
             return f"It can be used; keep an eye on {names} (the samples of PPO show it first)."
         case "D":
-            return f"It can be used with care: {names} will show in what a policy learns. {_remedy(deciding[0])}"
-    return f"It should not be used as it is, because of {names}. {_remedy(deciding[0])}"
+            return f"It can be used with care: {names} will show in what a policy learns. {remedies}"
+    return f"It should not be used as it is, because of {names}. {remedies}"
 
 
 def worst_cases(exam: Exam) -> list[tuple[str, Case]]:
@@ -85,12 +89,13 @@ def _row(probe: ProbeResult) -> str:
     return f"{probe.grade}  {probe.title:<30} {percent(share):>6}  {bar:<{_BAR}}  {interval(probe.beats_best)}"
 
 
+def _wrapped(text: str, label: str) -> list[str]:
+    """A text behind a label, in lines that begin below its own beginning."""
+    return textwrap.wrap(text, _WIDTH, initial_indent=label, subsequent_indent=" " * len(label), break_on_hyphens=False)
+
+
 def _count(exam: Exam) -> str:
     return f"{sum(round(probe.beats_best.trials) for probe in exam.probes):,}"
-
-
-def _remedy(part: Part) -> str:
-    return _REMEDIES.get(part.name, "")
 
 
 _REMEDIES = {
