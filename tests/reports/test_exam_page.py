@@ -76,7 +76,7 @@ def test_the_lines_say_the_grade_the_reason_and_what_to_do(fond_of_nothing: Exam
     )
     assert lines[1].startswith("   It should not be used as it is")
     text = "\n".join(lines)
-    assert "F  end of text at once            100 %  ████████████████████  96 to 100 %" in text
+    assert "F  end of text at once             100%  ████████████████████  96 to 100%" in text
     assert "∅ (empty)" in text
     assert len(lines) < 50
     assert all(len(line) <= 110 for line in lines)

@@ -91,18 +91,18 @@ def percent(share: float) -> str:
     """A share as a reader wants it.
 
     >>> percent(0.036), percent(0.004), percent(0.0)
-    ('4 %', '0.4 %', '0 %')
+    ('4%', '0.4%', '0%')
     """
-    return f"{100 * share:.1f} %" if 0 < share < 0.01 else f"{100 * share:.0f} %"
+    return f"{100 * share:.1f}%" if 0 < share < 0.01 else f"{100 * share:.0f}%"
 
 
 def interval(rate: Rate) -> str:
     """The 95 % interval of a share.
 
     >>> interval(Rate(0.5, 0.4, 0.6, 96))
-    '40 to 60 %'
+    '40 to 60%'
     """
-    return f"{100 * rate.low:.0f} to {100 * rate.high:.0f} %"
+    return f"{100 * rate.low:.0f} to {100 * rate.high:.0f}%"
 
 
 def _exploits(probes: Sequence[ProbeResult]) -> Part:

@@ -78,7 +78,7 @@ def _probes(exam: Exam) -> Markup:
 
     head = element(
         "tr",
-        [element("th", name) for name in ("", "answer", "beats the best real answer", "95 %", "and the worst one")],
+        [element("th", name) for name in ("", "answer", "beats the best real answer", "95%", "and the worst one")],
         element("th", f"where its scores lie ({lowest:.3g} to {highest:.3g})"),
     )
     real = [
@@ -103,7 +103,7 @@ def _probes(exam: Exam) -> Markup:
         element(
             "p",
             "Degenerate answers made from the data's own prompts, scored beside the real ones. The strip shows the "
-            "middle half of the scores as a bar, 5 to 95 % as a line and the median as a dot: a probe whose dot is "
+            "middle half of the scores as a bar, 5 to 95% as a line and the median as a dot: a probe whose dot is "
             "right of the best answers' is what a policy will find.",
             class_="story",
         ),
@@ -207,7 +207,7 @@ def _rates(title: str, rates: Sequence[tuple[str, Rate]], *, what: str = "right"
         )
         for name, rate in rates
     ]
-    head = element("tr", element("th", title), element("th", what), element("th", "95 %"), element("th", "prompts"))
+    head = element("tr", element("th", title), element("th", what), element("th", "95%"), element("th", "prompts"))
     return element("div", element("table", element("thead", head), element("tbody", rows)), class_="scroll")
 
 

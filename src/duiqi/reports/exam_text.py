@@ -37,7 +37,7 @@ def exam_lines(exam: Exam) -> list[str]:
         lines += ["", "   look at these"]
     for title, case in cases:
         lines += [
-            f"   {title}: {short(case.prompt)}",
+            f"   {title}: {short(case.prompt.splitlines()[-1] if case.prompt else '')}",
             f"      {case.probe_score:+8.2f}  {short(case.probe)}",
             f"      {case.real_score:+8.2f}  {short(case.real)}   (the best real answer)",
         ]
@@ -86,7 +86,7 @@ def _row(probe: ProbeResult) -> str:
         return f"-  {probe.title:<30} (nothing to make it of)"
     share = probe.beats_best.share
     bar = "█" * round(share * _BAR)
-    return f"{probe.grade}  {probe.title:<30} {percent(share):>6}  {bar:<{_BAR}}  {interval(probe.beats_best)}"
+    return f"{probe.grade}  {probe.title:<30} {percent(share):>5}  {bar:<{_BAR}}  {interval(probe.beats_best)}"
 
 
 def _wrapped(text: str, label: str) -> list[str]:
