@@ -128,6 +128,14 @@ def test_a_prompt_counts_once_however_many_answers_it_has() -> None:
     assert (exam.accuracy.overall.trials, exam.accuracy.pairs) == (2.0, 4)
 
 
+def test_few_pairs_are_no_proof_of_guessing() -> None:
+    few = sat([make_question(1, 1)] * 10, [1.0, 0.0] * 7 + [0.0, 1.0] * 3)
+    assert few.accuracy.overall.low < 0.5
+    assert parts(few)["accuracy"] == "D"
+    many = sat([make_question(1, 1)] * 60, [1.0, 0.0] * 33 + [0.0, 1.0] * 27)
+    assert parts(many)["accuracy"] == "F"
+
+
 def test_accuracy_is_told_by_source_and_by_length() -> None:
     questions = [make_question(9, 3, source="a"), make_question(3, 9, source="b")]
     exam = sat(questions, [1.0, 0.0, 0.0, 1.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ import torch
 import duiqi
 from duiqi.data.loading import load_examples, split_validation
 from duiqi.data.registry import parse_dataset_spec
-from duiqi.errors import DataError, SettingsError
+from duiqi.errors import DataError, ModelError, SettingsError
 from duiqi.evaluation.exam import Paper, Reading, mark, set_paper
 from duiqi.evaluation.exam_file import exam_place, weights_digest, write_exam
 from duiqi.evaluation.exam_result import About, Exam, Stability
@@ -94,7 +95,7 @@ def examine(
             return FunctionScorer(*function)
         return open_reward_model(
             reward_model,
-            name="reward",
+            name=reward_model,
             cutoff_len=cutoff_len,
             dtype=precision,
             device=device,
@@ -217,6 +218,13 @@ def _first_sitting(
     for chunk in tracked(chunks, total=len(chunks), what="answers and probes"):
         for place, score in zip(chunk, scorer.score([candidates[i] for i in chunk]).tolist(), strict=True):
             scores[place] = score
+    for candidate, score in zip(candidates, scores, strict=True):
+        if not math.isfinite(score):
+            raise ModelError(
+                f"gives the score {score} to the answer {candidate.answer[:60]!r}",
+                where=scorer.name,
+                remedy="try --dtype float32; if that does not help, its weights are broken",
+            )
     return paper, scores, measure_stability(paper, scores, _scores_of(scorer))
 
 
