@@ -163,8 +163,8 @@ def _accuracy(accuracy: Accuracy, *, is_constant: bool) -> Part:
         grade, finding = worst(grade, "D"), f"{finding}; counting words does as well"
     reason = (
         "A policy climbs whatever is scored. Where that could be guessing, there is nothing to climb, and the grade is "
-        f"F (with fewer than {ENOUGH_PROMPTS} prompts D); a rule that only counts words does as well: D; then by the share that is right, A from "
-        f"{percent(ACCURACY_LIMITS[0])}."
+        f"F (with fewer than {ENOUGH_PROMPTS} prompts D); a rule that only counts words does as well: D; then by the "
+        f"share that is right, A from {percent(ACCURACY_LIMITS[0])}."
     )
     return Part("accuracy", grade, "F", finding, reason)
 
