@@ -162,7 +162,7 @@ def mark(paper: Paper, scores: Sequence[float], *, stability: Stability, about: 
 
 
 def _pairs(paper: Paper, real: Sequence[Sequence[float]]) -> list[_Pair]:
-    found = []
+    found: list[_Pair] = []
     for row, (question, scores) in enumerate(zip(paper.questions, real, strict=True)):
         places = list(combinations(range(len(scores)), 2))
         found += [
@@ -182,7 +182,8 @@ def _accuracy(paper: Paper, pairs: Sequence[_Pair]) -> Accuracy:
     by_source = [
         Slice(name, _share([p for p in pairs if paper.questions[p.row].source == name], _is_right)) for name in sources
     ]
-    by_length, low = [], 0.0
+    by_length: list[Slice] = []
+    low = 0.0
     for name, high in LENGTH_SLICES:
         members = [p for p in pairs if low <= (p.better + 1) / (p.worse + 1) < high]
         if members:

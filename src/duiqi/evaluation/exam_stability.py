@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean, pstdev
 
-from duiqi.evaluation.exam import Paper
+from duiqi.evaluation.exam import Paper, Question
 from duiqi.evaluation.exam_result import Stability
 from duiqi.evaluation.exam_statistics import win
 from duiqi.rollouts.scoring import Candidate
@@ -50,7 +50,8 @@ def with_other_precision(
     stability: Stability, paper: Paper, scores: Sequence[float], score: Score, *, name: str
 ) -> Stability:
     """The same, and how the first questions are scored in another precision."""
-    questions, count = [], 0
+    questions: list[Question] = []
+    count = 0
     for question in paper.questions:
         if count + len(question.answers) > ROWS_IN_OTHER_PRECISION and questions:
             break
@@ -58,7 +59,8 @@ def with_other_precision(
         count += len(question.answers)
     others = score([Candidate(q.prompt, answer) for q in questions for answer in q.answers])
     changes = [abs(one - other) for one, other in zip(scores[:count], others, strict=True)]
-    flips, start = [], 0
+    flips: list[float] = []
+    start = 0
     for question in questions:
         last = start + len(question.answers) - 1
         flips.append(float(win(scores[start], scores[last]) != win(others[start], others[last])))

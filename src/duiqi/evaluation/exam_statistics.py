@@ -83,7 +83,8 @@ def reliability(gaps: Sequence[float], weights: Sequence[float]) -> tuple[float,
         confidence = sigmoid(abs(gap))
         place = min(NUM_BINS - 1, int((confidence - 0.5) * 2 * NUM_BINS))
         bins[place].append((confidence, win(gap, 0.0), weight))
-    found, total = [], sum(weights)
+    found: list[Bin] = []
+    total = sum(weights)
     for place, members in enumerate(bins):
         if weight := sum(w for _, _, w in members):
             low = 0.5 + place / (2 * NUM_BINS)
