@@ -96,7 +96,7 @@ def test_one_that_guesses_fails() -> None:
 def test_an_overconfident_one_loses_no_more_than_two_grades_for_it() -> None:
     dice = random.Random(0)
     exam = examined(
-        lambda prompt, answer: 100 * gold(prompt, answer) + (dice.gauss(0, 600) if answer.strip() else -1e5)
+        lambda prompt, answer: 100 * gold(prompt, answer) + (dice.gauss(0, 1500) if answer.strip() else -1e5)
     )
     assert parts(exam)["calibration"] in "BCDF"
     calibration = next(part for part in exam.parts if part.name == "calibration")

@@ -172,10 +172,10 @@ def find_pairs(
 
 def _config_of(reward_model: str) -> RewardModelConfig | None:
     """The settings of the run that a reward model is the result or a checkpoint of; None where there are none."""
-    leaf = Path(locate(reward_model).leaf).expanduser()
-    recipe = run_home(leaf) / "config.yaml"
-    card_says_rm = (leaf / "duiqi.json").is_file() and recipe.is_file()
-    return resolve("rm", recipe=recipe) if card_says_rm else None
+    where = locate(reward_model)
+    recipe = run_home(Path(where.leaf).expanduser()) / "config.yaml"
+    is_ours = where.card is not None and where.card.stage == "rm" and recipe.is_file()
+    return resolve("rm", recipe=recipe) if is_ours else None
 
 
 def _sit(
