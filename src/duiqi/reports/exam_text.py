@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
+from collections.abc import Sequence
 
 from duiqi.evaluation.exam_grades import interval, percent
 from duiqi.evaluation.exam_result import Case, Exam, ProbeResult
@@ -47,16 +48,15 @@ def exam_lines(exam: Exam) -> list[str]:
 def verdict(exam: Exam) -> str:
     """What the grade means, in a sentence: which part decided it, and what to do."""
     deciding = [part for part in exam.parts if part.counts_as == exam.grade]
-    names = listing(part.name for part in deciding)
-    remedies = " ".join(dict.fromkeys(_REMEDIES[part.name] for part in deciding if part.name in _REMEDIES))
+    names, remedy = listing(part.name for part in deciding), _remedy([part.name for part in deciding])
     match exam.grade:
         case "A":
             return "Nothing was found that speaks against using it."
         case "B" | "C":
             return f"It can be used; keep an eye on {names} (the samples of PPO show it first)."
         case "D":
-            return f"It can be used with care: {names} will show in what a policy learns. {remedies}"
-    return f"It should not be used as it is, because of {names}. {remedies}"
+            return f"It can be used with care: {names} will show in what a policy learns. {remedy}".rstrip()
+    return f"It should not be used as it is, because of {names}. {remedy}".rstrip()
 
 
 def worst_cases(exam: Exam) -> list[tuple[str, Case]]:
@@ -98,10 +98,20 @@ def _count(exam: Exam) -> str:
     return f"{sum(round(probe.beats_best.trials) for probe in exam.probes):,}"
 
 
-_REMEDIES = {
-    "exploits": "Train it again with probe_negatives: 0.1, which teaches it to reject such answers.",
-    "accuracy": "It needs more or cleaner pairs, a better base, or more steps.",
-    "length": "Train it again with length_bias: balanced.",
-    "flaws": "Add pairs that show these flaws, or train it again with probe_negatives: 0.1.",
-    "stability": "Score in float32, and report it if that does not help.",
+def _remedy(names: Sequence[str]) -> str:
+    """What to do about some parts, as sentences; empty where there is nothing to be done."""
+    again = [_TRAIN_AGAIN[name] for name in names if name in _TRAIN_AGAIN]
+    return " ".join(
+        [
+            *([f"Train it again {listing(again)}."] if again else []),
+            *(["Score in float32; if that does not help, the model computes wrongly."] if "stability" in names else []),
+        ]
+    )
+
+
+_TRAIN_AGAIN = {
+    "exploits": "with probe_negatives: 0.1",
+    "accuracy": "on more or cleaner pairs",
+    "length": "with length_bias: balanced",
+    "flaws": "on pairs that show these flaws",
 }
