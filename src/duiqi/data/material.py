@@ -74,7 +74,7 @@ def _near(rows: Sequence[int], row: int, *, most: int = 64) -> list[int]:
 def language_of(text: str) -> Language:
     """Chinese where at least half of the words are Chinese characters, else English.
 
-    >>> language_of("你好，Lan!"), language_of("What is 对齐?")
+    >>> language_of("你好，Lan!"), language_of("What does 对齐 mean?")
     ('zh', 'en')
     """
     pieces = pieces_of(text)

@@ -118,7 +118,7 @@ def reversed_order(material: Material, _random: Random) -> str | None:
     """The good answer from its last sentence (of one alone: from its last word) to its first."""
     parts = sentences_of(material.good)
     parts = parts if len(parts) > 1 else pieces_of(material.good)
-    return joined(reversed(parts)) if len(parts) > 1 else None
+    return joined(parts[::-1]) if len(parts) > 1 else None
 
 
 def worse_elsewhere(material: Material, random: Random) -> str | None:
