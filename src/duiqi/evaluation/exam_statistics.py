@@ -98,8 +98,8 @@ def reliability(gaps: Sequence[float], weights: Sequence[float]) -> tuple[float,
 def correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
     """Pearson's correlation; None where one of the two does not vary.
 
-    >>> correlation([0.0, 1.0], [4.0, 2.0]), correlation([1.0, 1.0], [1.0, 2.0])
-    (-1.0, None)
+    >>> round(correlation([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]) or 0.0, 9), correlation([1.0, 1.0], [1.0, 2.0])
+    (1.0, None)
     """
     if len(xs) < 2:
         return None
