@@ -17,6 +17,8 @@ from duiqi.reports.svg import Line, chart
 
 _BAR, _STRIP, _HIGH = 150, 230, 18
 _MAX_TEXT = 600
+_FEWEST = 3
+"""Prompts of a bin that is drawn."""
 
 
 def write_exam_page(exam: Exam, output: Path) -> None:
@@ -236,7 +238,7 @@ def _length(exam: Exam) -> Markup:
 
 
 def _calibration(exam: Exam) -> Markup:
-    bins = exam.calibration.bins
+    bins = [each for each in exam.calibration.bins if each.weight >= _FEWEST] or exam.calibration.bins
     places = tuple(round(100 * each.confidence) for each in bins)
     lines = [
         Line("as it says", Series((50, 100), (50.0, 100.0)), 5, is_evaluation=True),
@@ -247,7 +249,7 @@ def _calibration(exam: Exam) -> Markup:
         element(
             "figcaption",
             element("b", "Reliability"),
-            element("span", "% right, over the confidence in %", class_="readout"),
+            element("span", f"% right, over the confidence in % (where {_FEWEST} prompts or more)", class_="readout"),
         ),
         chart(lines, description="Share of right choices by confidence"),
         element("p", [element("span", element("i", class_=_key(x)), x.label) for x in lines], class_="legend"),
