@@ -159,8 +159,8 @@ def _accuracy(accuracy: Accuracy, *, is_constant: bool) -> Part:
         is_clear = rate.share <= 0.5 or rate.trials >= ENOUGH_PROMPTS
         grade = "F" if is_clear else "D"
         finding += "; this could be guessing" if is_clear else "; too few pairs to tell this from guessing"
-    elif rate.share <= rule:
-        grade, finding = worst(grade, "D"), f"{finding}; counting words does as well"
+    elif rate.low <= rule:
+        grade, finding = worst(grade, "D"), f"{finding}; as far as these pairs tell, counting words does as well"
     reason = (
         "A policy climbs whatever is scored. Where that could be guessing, there is nothing to climb, and the grade is "
         f"F (with fewer than {ENOUGH_PROMPTS} prompts D); a rule that only counts words does as well: D; then by the "

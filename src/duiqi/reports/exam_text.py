@@ -23,7 +23,7 @@ def exam_lines(exam: Exam) -> list[str]:
     lines = [
         f"── {about.reward_model}: grade {exam.grade} " + "─" * 20,
         *_wrapped(verdict(exam), "   "),
-        f"   examined on {held}{f', in {about.precision}' if about.precision else ''}",
+        *_wrapped(f"examined on {held}{f', in {about.precision}' if about.precision else ''}", "   "),
         *(line for note in about.notes for line in _wrapped(note, "   note: ")),
         "",
         *(line for part in exam.parts for line in _wrapped(part.finding, f"{part.grade}  {part.name:<12} ")),
