@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from tests.evaluation.exams import make_exam
 
 import duiqi
 from duiqi.cli.commands import COMMANDS
@@ -61,6 +62,10 @@ def calls(fake: Callable[[str, Fake], None]) -> list[tuple[tuple[Any, ...], dict
     fake("duiqi.pipeline.demo:run_demo", record())
     fake("duiqi.pipeline.lab:run_lab", record())
     fake("duiqi.planning.printed:printed_plan", record("a plan"))
+    examined = types.SimpleNamespace(
+        exam=make_exam("C"), file=Path("runs/rm/exam.json"), page=Path("runs/rm/exam.html")
+    )
+    fake("duiqi.serving.exam:examine", record(examined))
     return seen
 
 
@@ -100,7 +105,7 @@ class TestHelp:
         monkeypatch.setenv("COLUMNS", "80")
         assert main(words) == 0
         text = capsys.readouterr().out
-        assert len(COMMANDS) == 14
+        assert len(COMMANDS) == 15
         for name, command in COMMANDS.items():
             assert re.search(rf"^  {name} +{re.escape(command.summary)}$", text, re.MULTILINE), name
         assert [
@@ -144,7 +149,7 @@ class TestHelp:
         for name, command in COMMANDS.items():
             if name != "env":
                 assert main(command.example.split()[1:]) == 0, name
-        assert len(calls) == 8
+        assert len(calls) == 9
 
     def test_the_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--version"]) == 0
@@ -253,6 +258,30 @@ class TestOtherCommands:
         assert capsys.readouterr().err == (
             "error: runs: required, but not given\n  -> runs=...: The run directories to compare.\n"
         )
+
+    def test_exam(self, calls: list[Any], capsys: Any) -> None:
+        assert main(["exam", "runs/rm", "--dataset", "pairs.json", "--max-samples", "50", "--seed=3"]) == 0
+        positional, named = calls[0]
+        assert positional == ("runs/rm",)
+        assert (named["dataset"], named["max_samples"], named["seed"], named["output_dir"]) == (
+            "pairs.json",
+            50,
+            3,
+            None,
+        )
+        text = capsys.readouterr().out
+        assert "runs/rm: grade C" in text
+        assert text.rstrip().endswith("written to runs/rm/exam.json and runs/rm/exam.html")
+
+    @pytest.mark.parametrize(("lowest", "status"), [("A", 3), ("B", 3), ("C", 0), ("F", 0)])
+    def test_an_examination_below_the_lowest_grade_that_passes_ends_with_exit_3(
+        self, calls: list[Any], capsys: Any, lowest: str, status: int
+    ) -> None:
+        assert main(["exam", "runs/rm", "--min_grade", lowest]) == status
+        assert len(calls) == 1
+        seen = capsys.readouterr()
+        assert "grade C" in seen.out
+        assert seen.err.startswith("error: runs/rm has grade C") == bool(status)
 
     def test_demo(self, calls: list[Any]) -> None:
         assert main(["demo", "--quick", "--output_dir", "d", "--seed", "4"]) == 0

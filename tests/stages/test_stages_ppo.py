@@ -265,7 +265,9 @@ def test_a_reward_model_of_another_base_reads_the_text(workshop: Workshop, tmp_p
     result = duiqi.run("ppo", **workshop.settings("ppo", tmp_path / "ppo", reward_model=str(other_rm), max_steps=1))
     assert result.steps == 1
     manifest = json.loads((tmp_path / "ppo" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["parents"]["reward"] == f"{other_rm}, a network of its own"
+    assert manifest["parents"]["reward"] == (
+        f"{other_rm} (not examined: `duiqi exam {other_rm}`), a network of its own"
+    )
 
 
 def test_a_reward_model_whose_base_has_other_weights_now_is_refused(workshop: Workshop, tmp_path: Path) -> None:

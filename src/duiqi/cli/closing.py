@@ -20,6 +20,7 @@ def closing_lines(result: StageResult, config: StageConfig) -> list[str]:
         "where": result.output_dir,
         "how good": ", ".join(f"{name} {value:.4g}" for name, value in list(result.metrics.items())[:_MAX_METRICS]),
         "took": _duration(result.totals.train_runtime),
+        "examine": f"duiqi exam {shlex.quote(result.output_dir)}" if result.stage == "rm" else "",
         "next": _next_command(result, config),
     }
     return [f"── {result.stage} done " + "─" * 40, *(f"{key:<10}{text}" for key, text in rows.items() if text)]

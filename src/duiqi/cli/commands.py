@@ -107,4 +107,11 @@ COMMANDS: dict[str, Command] = {
         "duiqi report runs/sft runs/dpo runs/ppo -o report.html",
         "duiqi.cli.runners:report",
     ),
+    "exam": Command(
+        "Examine a reward model before a policy learns from it.",
+        "Look",
+        f"REWARD_RUN_OR_FUNCTION {_ANY_SETTINGS}",
+        "duiqi exam runs/rm",
+        "duiqi.cli.runners:exam",
+    ),
 }

@@ -17,7 +17,7 @@ _EXIT_CODES = {
     "0": "done, or stopped at your request with everything saved",
     "1": "a bug in duiqi: the traceback is shown",
     "2": "something you can mend: the message says what, where and how",
-    "3": "a guard stopped the run: the message names the best checkpoint",
+    "3": "a guard stopped the run: the message names the best checkpoint; or a reward model failed its examination",
     "130": "interrupted before there was anything to save",
 }
 

@@ -115,6 +115,28 @@ class ReportOptions:
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
+class ExamOptions:
+    """Examination"""
+
+    reward_model: str
+    """A reward-model run, a sequence classifier with one label, or file.py:function."""
+    dataset: str | None = None
+    """Rankings to examine on, named as in a stage. Default: those of the run, held-out ones before others."""
+    dataset_dir: str | None = None
+    """The folder of dataset_info.json and its files. Default: the run's, else data."""
+    max_samples: Positive = 200
+    """At most this many prompts; probes are made of a hundred of them."""
+    seed: Count = 0
+    """Seed of the choice of prompts and of the probes."""
+    output_dir: str | None = None
+    """Where exam.json and exam.html are written. Default: with the reward model, where duiqi ppo looks for them."""
+    min_grade: Literal["A", "B", "C", "D", "F"] = "D"
+    """The lowest grade that passes; below it the exit status is 3."""
+    batch_size: Positive = 16
+    """Rows computed at once."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
 class DemoOptions:
     """Demo"""
 
@@ -201,6 +223,14 @@ class ReportConfig:
 
 
 @plain_dataclass(frozen=True)
+class ExamConfig:
+    """An examination of a reward model."""
+
+    exam: ExamOptions
+    placement: PlacementOptions
+
+
+@plain_dataclass(frozen=True)
 class DemoConfig:
     """The whole way on the built-in world."""
 
@@ -240,6 +270,7 @@ CONFIGS: dict[str, type] = {
     "chat": ChatConfig,
     "export": ExportConfig,
     "report": ReportConfig,
+    "exam": ExamConfig,
     "demo": DemoConfig,
     "lab": LabConfig,
     "env": EnvironmentConfig,

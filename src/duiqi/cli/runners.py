@@ -14,6 +14,7 @@ from duiqi.cli.options import (
     ChatConfig,
     DecodingOptions,
     DemoConfig,
+    ExamConfig,
     ExportConfig,
     GenerateConfig,
     LabConfig,
@@ -21,7 +22,7 @@ from duiqi.cli.options import (
     ReportConfig,
     ScoreConfig,
 )
-from duiqi.errors import SettingsError, did_you_mean
+from duiqi.errors import GuardStop, SettingsError, did_you_mean
 from duiqi.journal.terminal import make_view
 from duiqi.settings.conditions import listing
 from duiqi.settings.recipe import Given
@@ -149,6 +150,36 @@ def report(command: str, arguments: Arguments) -> None:
 
     write_report(settings.runs, settings.output, title=settings.title)
     _say(f"report written to {settings.output}")
+
+
+def exam(command: str, arguments: Arguments) -> None:
+    """Examine a reward model; one below `min_grade` ends the command with exit status 3."""
+    config = build(ExamConfig, arguments.named("reward_model"), command=command)
+    asked = config.exam
+
+    from duiqi.evaluation.exam_result import worst
+    from duiqi.reports.exam_text import exam_lines, verdict
+    from duiqi.serving.exam import examine
+
+    found = examine(
+        asked.reward_model,
+        dataset=asked.dataset,
+        dataset_dir=asked.dataset_dir,
+        max_samples=asked.max_samples,
+        seed=asked.seed,
+        output_dir=asked.output_dir,
+        batch_size=asked.batch_size,
+        dtype=config.placement.dtype,
+        device=config.placement.device,
+    )
+    grade = found.exam.grade
+    _say(*exam_lines(found.exam), "", f"   written to {found.file} and {found.page}")
+    if worst(grade, asked.min_grade) != asked.min_grade:
+        sys.stdout.flush()
+        raise GuardStop(
+            f"{asked.reward_model} has grade {grade}, and {asked.min_grade} is the lowest that passes (min_grade)",
+            remedy=verdict(found.exam),
+        )
 
 
 def demo(command: str, arguments: Arguments) -> None:

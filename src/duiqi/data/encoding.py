@@ -229,6 +229,28 @@ def encode_conversation(
     )
 
 
+def encode_spelled_out(
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    messages: Sequence[Message],
+    answer: str,
+    budget: TokenBudget,
+) -> list[int]:
+    """The row of a prompt and an answer in which special tokens are text: each is read letter by letter.
+
+    For an answer without any it is the row of `encode_conversation`.
+    """
+    prompt = fit_prompt(template, tokenizer, messages=messages, max_prompt_tokens=budget.prompt).input_ids
+    text = template.answer_segment(messages, answer).text
+    before, found, after = text.rpartition(answer) if answer else (text, "", "")
+    spelled: list[int] = []
+    if found:
+        spelled = tokenizer(found, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    ids = [*_tokenize(tokenizer, before), *spelled, *_tokenize(tokenizer, after)]
+    return [*prompt, *ids[: budget.answer_room(len(prompt)) - 1], template.stop_token_ids[0]]
+
+
 def encode_ranking(
     template: Template, tokenizer: PreTrainedTokenizerBase, *, example: Example, budget: TokenBudget | None = None
 ) -> EncodedRanking:

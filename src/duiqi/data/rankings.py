@@ -13,6 +13,7 @@ from torch import Tensor
 
 from duiqi.data.encoded import EncodedData
 from duiqi.data.encoding import EncodedRanking
+from duiqi.data.length_balance import LengthBalance, balance_lengths
 from duiqi.packing.batch import PackedBatch, pack
 from duiqi.packing.budget import deal
 
@@ -52,11 +53,12 @@ def collate_rankings(
     margins: Sequence[float],
     sources: Sequence[str],
     weighting: PairWeighting,
+    balance: LengthBalance | None = None,
 ) -> RankingBatch:
     """The rankings as one batch; K answers make K(K-1)/2 pairs.
 
     With `weighting="prompt"` the pairs of a ranking share the weight 1, so that a prompt with ten answers does not
-    outweigh 45 prompts with two (Ouyang et al. 2022, equation 1).
+    outweigh 45 prompts with two (Ouyang et al. 2022, equation 1). `balance` multiplies the weights by its own.
     """
     num_answers = 0
     better: list[int] = []
@@ -70,7 +72,9 @@ def collate_rankings(
         pairs = list(combinations(range(first, first + count), 2))
         better += [i for i, _ in pairs]
         worse += [j for _, j in pairs]
-        weights += [1.0 / len(pairs) if weighting == "prompt" else 1.0] * len(pairs)
+        weight = 1.0 / len(pairs) if weighting == "prompt" else 1.0
+        gaps = length_gaps(ranking)
+        weights += [weight if balance is None else weight * balance.weight(gap) for gap in gaps]
         pair_margins += [margin] * len(pairs)
         pair_sources += [source] * len(pairs)
     return RankingBatch(
@@ -91,6 +95,7 @@ def ranking_batches(
     weighting: PairWeighting,
     max_tokens: int,
     packed: bool,
+    balance: LengthBalance | None = None,
 ) -> Iterator[RankingBatch]:
     """Rankings of a dataset in micro-batches of at most so many tokens; a ranking is never divided."""
     for picked in deal([data.items[row].family for row in rows], max_tokens=max_tokens, packed=packed):
@@ -100,4 +105,20 @@ def ranking_batches(
             margins=[data.examples[row].margin for row in chosen],
             sources=[data.examples[row].origin.dataset for row in chosen],
             weighting=weighting,
+            balance=balance,
         )
+
+
+def length_gaps(ranking: EncodedRanking) -> list[int]:
+    """By pair, how many tokens the better answer has more than the worse one."""
+    return [len(better) - len(worse) for better, worse in combinations(ranking.answers, 2)]
+
+
+def make_balance(data: EncodedData[EncodedRanking], *, weighting: PairWeighting) -> LengthBalance:
+    """The weights that balance the pairs of a dataset.
+
+    Raises:
+        DataError: They cannot be balanced.
+    """
+    gaps = [length_gaps(ranking) for ranking in data.items]
+    return balance_lengths((gap, 1.0 / len(own) if weighting == "prompt" else 1.0) for own in gaps for gap in own)

@@ -38,6 +38,8 @@ _RESULTS = (
     "all_results.json",
     "train_results.json",
     "report.html",
+    "exam.json",
+    "exam.html",
     "plots",
     "anomaly",
     "checkpoints",

@@ -51,6 +51,12 @@ def settle(tokenizer: PreTrainedTokenizerBase, path: str) -> Iterator[str]:
         )
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Every special token as it is written."""
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
+
+
 def _find_end(tokenizer: PreTrainedTokenizerBase, vocabulary: dict[str, int], path: str) -> tuple[str, str]:
     """The token that ends a text, and how it is known."""
     for name in ("generation_config.json", "config.json"):

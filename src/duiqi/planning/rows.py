@@ -18,6 +18,7 @@ from duiqi.packing.batch import Family
 from duiqi.packing.budget import deal
 from duiqi.settings.stages import DPOConfig, PPOConfig, PretrainConfig, RewardModelConfig, SFTConfig, StageConfig
 from duiqi.stages.materials import count_steps, make_budget, make_template, make_tokenizer, read_rows
+from duiqi.stages.reward_model import with_negatives
 from duiqi.stages.start import Start
 from duiqi.types import Example
 
@@ -78,6 +79,8 @@ def count_rows(config: StageConfig, start: Start) -> Rows:
         UserError: Data, tokenizer or template are missing or do not fit.
     """
     examples, _ = read_rows(config.data, NEEDS[type(config)], seed=config.optimizer.seed)
+    if isinstance(config, RewardModelConfig):
+        examples = with_negatives(examples, config)
     tokenizer = make_tokenizer(config.model, start)
     sample = _spread(examples.train)
     families = _encoded(config, sample, tokenizer, start)

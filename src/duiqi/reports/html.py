@@ -69,24 +69,33 @@ def render(records: Sequence[RunRecord], *, title: str, comparisons: Sequence[Co
     by_stage: dict[str, list[RunRecord]] = {}
     for record in records:
         by_stage.setdefault(record.stage, []).append(record)
+    return page_of(
+        title,
+        element("header", element("h1", title), _contents(by_stage, has_answers=bool(comparisons))),
+        element("main", _summary(records), _comparisons(comparisons), [_stage(*item) for item in by_stage.items()]),
+        element("script", asset("page.js")),
+    )
+
+
+def page_of(title: str, *body: Markup, style: Markup | None = None) -> str:
+    """A page that stands alone: its style is in it, and it may load nothing.
+
+    Args:
+        style: Rules beside those of every page.
+    """
     head = element(
         "head",
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", http_equiv="Content-Security-Policy", content=POLICY),
         element("title", title),
-        element("style", _asset("page.css")),
+        element("style", asset("page.css"), style),
     )
-    body = element(
-        "body",
-        element("header", element("h1", title), _contents(by_stage, has_answers=bool(comparisons))),
-        element("main", _summary(records), _comparisons(comparisons), [_stage(*item) for item in by_stage.items()]),
-        element("script", _asset("page.js")),
-    )
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+    return f"<!doctype html>\n{element('html', head, element('body', body), lang='en')}\n"
 
 
-def _asset(name: str) -> Markup:
+def asset(name: str) -> Markup:
+    """A file of this room, for a page."""
     return Markup(files("duiqi.reports").joinpath(name).read_text(encoding="utf-8"))
 
 

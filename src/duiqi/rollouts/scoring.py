@@ -75,6 +75,7 @@ class ModelScorer:
         reward: The network.
         encode: Prompt and answer to the row that is scored, end token included.
         name: What the log calls it.
+        marks: The special tokens of its tokenizer, as they are written.
     """
 
     def __init__(
@@ -84,9 +85,14 @@ class ModelScorer:
         *,
         name: str,
         batch_size: int = 32,
+        marks: Sequence[str] = (),
     ) -> None:
-        self.name = name
+        self.name, self.marks = name, tuple(marks)
         self._reward, self._encode, self._batch_size = reward, encode, batch_size
+
+    def row(self, prompt: Conversation, answer: str) -> tuple[int, ...]:
+        """The tokens that are scored for an answer."""
+        return tuple(self._encode(prompt, answer))
 
     def score(self, candidates: Sequence[Candidate]) -> Float[Tensor, " B"]:
         rows = [self._encode(c.prompt, c.answer) for c in candidates]

@@ -231,6 +231,11 @@ class RewardModelSettings:
     """Weight of (chosen + rejected)^2, which keeps scores around 0."""
     pair_weighting: Literal["prompt", "pair"] = "prompt"
     """What counts once: a prompt (its K answers' pairs share one weight) or every pair."""
+    probe_negatives: Share = 0.0
+    """So many rows more, as a share of the rows, in which the best answer beats a degenerate one that is made from it:
+    a lone mark, a repeated phrase, filler ... (docs/exam.md)."""
+    length_bias: Literal["none", "balanced"] = "none"
+    """balanced weights pairs so that, at any difference in length, the longer answer wins as often as the shorter."""
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
@@ -314,6 +319,8 @@ class ScoreSettings:
     from: it chooses the best checkpoint, and the watch rings when it falls while the score rises."""
     allow_template_mismatch: bool = False
     """Go on although the reward model was trained with another template."""
+    accept_weak_reward_model: bool = False
+    """Go on although the reward model failed its examination (duiqi exam)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)

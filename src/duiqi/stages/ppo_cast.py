@@ -50,6 +50,7 @@ from duiqi.stages.materials import (
     make_tokenizer,
     refuse_mismatch,
 )
+from duiqi.stages.ppo_reward_grade import examined_rewards
 from duiqi.stages.ppo_rollouts import check_rollouts, make_engine, make_sampling
 from duiqi.stages.start import check_belongs, find_start, make_base, make_card, seat_policy, seat_reference
 from duiqi.types import Example, Rollout, Sampling, last_user_text
@@ -165,6 +166,7 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
         UserError: A model, adapter, reward, dataset or setting does not fit the others.
     """
     check_settings(config)
+    rewards = examined_rewards(config.score)
     _warn_of_truncation(config, journal)
     start = find_start(config.model)
     rows = load_rows(config.data, "prompt", journal, seed=config.optimizer.seed)
@@ -197,7 +199,7 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
         start,
         template,
         notes=[*rows.notes, *([] if rows.held_out else [NOTHING_HELD_OUT])],
-        reward=config.score.reward_model + (", a network of its own" if _has_own_network(parts) else ""),
+        reward=rewards + (", a network of its own" if _has_own_network(parts) else ""),
         reference=reference_name,
         critic=_describe_critic(critic, base),
     )

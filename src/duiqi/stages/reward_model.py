@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,7 +13,8 @@ from duiqi.algorithms.loss import Loss
 from duiqi.algorithms.reward_modelling import pairwise_loss
 from duiqi.data.encoded import EncodedData
 from duiqi.data.encoding import EncodedRanking
-from duiqi.data.rankings import RankingBatch, ranking_batches
+from duiqi.data.negatives import make_negatives
+from duiqi.data.rankings import RankingBatch, make_balance, ranking_batches
 from duiqi.errors import SettingsError
 from duiqi.journal.run import Run
 from duiqi.models.measure import measure_scores
@@ -22,6 +24,7 @@ from duiqi.models.shared_base import SharedBase
 from duiqi.settings.groups import TuningSettings
 from duiqi.settings.stages import RewardModelConfig
 from duiqi.stages.materials import (
+    Examples,
     begin,
     load_rows,
     make_budget,
@@ -44,7 +47,7 @@ HEAD_STD = 0.01
 def run(config: RewardModelConfig, journal: Run) -> StageResult:
     """Maximise the likelihood that the better answer wins (Bradley-Terry; Ouyang et al. 2022, equation 1)."""
     start = find_start(config.model, role="reward")
-    rows = load_rows(config.data, "ranking", journal, seed=config.optimizer.seed)
+    rows = with_negatives(load_rows(config.data, "ranking", journal, seed=config.optimizer.seed), config)
     tokenizer = make_tokenizer(config.model, start, journal.warn)
     template = make_template(config.prompt, tokenizer, start.card)
     budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
@@ -56,9 +59,12 @@ def run(config: RewardModelConfig, journal: Run) -> StageResult:
     score = start.stack[-1].score if start.stack else None
     base.add_head("reward", score if score is not None else fresh_head(base))
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
-    begin(journal, "Reward model", base, start, template, notes=rankings.notes)
+    weighting = config.reward.pair_weighting
+    balance = make_balance(data, weighting=weighting) if config.reward.length_bias == "balanced" else None
+    notes = [*rankings.notes, *([balance.line()] if balance is not None else [])]
+    begin(journal, "Reward model", base, start, template, notes=notes)
 
-    batches = partial(ranking_batches, weighting=config.reward.pair_weighting, packed=base.layout.is_packed)
+    batches = partial(ranking_batches, weighting=weighting, packed=base.layout.is_packed)
     plan, total_steps = plan_steps(len(data.items), config.optimizer, config.batch)
     learner = make_learner(base, config.optimizer, total_steps, journal)
     card = make_card("rm", base, start, template, role="reward")
@@ -75,10 +81,19 @@ def run(config: RewardModelConfig, journal: Run) -> StageResult:
         session,
         learner,
         plan,
-        micro_batches=lambda picked, tokens: batches(data, picked, max_tokens=tokens),
+        micro_batches=lambda picked, tokens: batches(data, picked, max_tokens=tokens, balance=balance),
         loss_fn=lambda batch: ranking_loss(base, batch, centering=config.reward.center_rewards_coefficient),
     )
     return session.finish("rm")
+
+
+def with_negatives(rows: Examples, config: RewardModelConfig) -> Examples:
+    """The rows, and behind those to learn from the degenerate answers that `probe_negatives` asks for."""
+    added = make_negatives(rows.train, config.reward.probe_negatives, seed=config.optimizer.seed)
+    if not added:
+        return rows
+    note = f"probe_negatives: {len(added)} rows added to {len(rows.train)}, a degenerate answer as the worse one"
+    return replace(rows, train=[*rows.train, *added], notes=(*rows.notes, note))
 
 
 def refuse_idle_head(base: SharedBase, tuning: TuningSettings) -> None:

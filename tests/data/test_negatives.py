@@ -1,0 +1,48 @@
+"""Degenerate answers to train against: as many as asked for, worse than the best answer, of training prompts alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duiqi.data.negatives import MAKERS, ORIGIN, make_negatives
+from duiqi.playground.world import World
+from duiqi.types import Example, Message, Origin
+
+EXAMPLES = World(0).preferences(80)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.1, 8), (0.25, 20), (1.0, 80)])
+def test_the_share_that_is_asked_for(share: float, count: int) -> None:
+    assert len(make_negatives(EXAMPLES, share, seed=0)) == count
+
+
+@given(st.integers(0, 20))
+def test_each_is_worse_than_the_best_answer_to_a_prompt_that_is_there(seed: int) -> None:
+    best = {example.prompt: set() for example in EXAMPLES}  # type: ignore[var-annotated]
+    for example in EXAMPLES:
+        best[example.prompt].add(example.answers[0])
+    for row in make_negatives(EXAMPLES, 0.2, seed=seed):
+        good, bad = row.answers
+        assert good in best[row.prompt]
+        assert bad.strip() != good.strip()
+        assert (row.kind, row.origin.dataset) == ("ranking", ORIGIN)
+
+
+def test_the_same_seed_gives_the_same_rows_and_another_one_others() -> None:
+    assert make_negatives(EXAMPLES, 0.3, seed=1) == make_negatives(EXAMPLES, 0.3, seed=1)
+    assert make_negatives(EXAMPLES, 0.3, seed=1) != make_negatives(EXAMPLES, 0.3, seed=2)
+
+
+def test_they_go_round_the_prompts_before_they_repeat_one() -> None:
+    chosen = [row.prompt for row in make_negatives(EXAMPLES, 0.5, seed=0)]
+    assert len(set(chosen)) > 0.8 * len(chosen)
+
+
+def test_a_row_with_next_to_nothing_in_it_is_no_obstacle() -> None:
+    bare = [Example("ranking", (Message("user", ""),), ("", "x"), Origin("a"))]
+    assert len(MAKERS) == 11
+    made = make_negatives(bare, 1.0, seed=0)
+    assert len(made) == 1
+    assert made[0].answers[1] not in ("", "x")
