@@ -32,8 +32,10 @@ def fit(
     """
     for step in session.steps():
         rows = plan.rows(step - 1)
-        report = learner.step(partial(micro_batches, rows), loss_fn, number=step)
-        session.record(step, report.as_metrics(), samples=len(rows))
+        update = partial(learner.step, partial(micro_batches, rows), loss_fn, number=step)
+        report = session.attempt(step, update, samples=len(rows))
+        if report is not None:
+            session.record(step, report.as_metrics(), samples=len(rows))
 
 
 def mean_over(batches: Iterable[Batch], loss_fn: Callable[[Batch], Loss]) -> dict[str, float]:
