@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from duiqi.data.named_templates import TEMPLATES, Segment, refuse_other_vocabulary
-from duiqi.guards.time_limit import at_most
 from duiqi.errors import TemplateError, did_you_mean
+from duiqi.guards.time_limit import at_most
 from duiqi.types import Message
 
 if TYPE_CHECKING:
