@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.conftest import Workshop
 
 from duiqi.cli.main import main
 from duiqi.journal.checksums import find_damage
 from duiqi.training.checkpoint import complete_checkpoints, step_of
 from duiqi.training.session import Session
+from tests.conftest import Workshop
 
 MIB = 2**20
 WEIGHTS = "adapter_model.safetensors"

@@ -13,12 +13,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tests.conftest import Workshop
 
 import duiqi
 from duiqi.cli.main import main
 from duiqi.training.learner import Learner, NonFiniteStep
 from duiqi.training.session import Session
+from tests.conftest import Workshop
 
 WEIGHTS = "adapter_model.safetensors"
 STAGES: dict[str, dict[str, Any]] = {
