@@ -116,9 +116,9 @@ def test_a_template_that_writes_a_library_is_refused(monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    for seed, name in zip(seeds()["adapter"], ("adapter_config.json", "duiqi.json", "adapter_model.safetensors")):
-        (tmp_path / name).write_bytes(seed[1:])
-    (tmp_path / "duiqi.json").unlink()
+    config, _, weights = seeds()["adapter"]
+    (tmp_path / "adapter_config.json").write_bytes(config[1:])
+    (tmp_path / "adapter_model.safetensors").write_bytes(weights[1:])
     return tmp_path
 
 
