@@ -308,7 +308,7 @@ def _session(root: Path) -> Session:
     run: Any = SimpleNamespace(
         stage="sft",
         directory=root,
-        parents={"base_fingerprint": "0" * 16},
+        recorded={"parents": {"base_fingerprint": "0" * 16}}.get,
         is_resumed=True,
         checkpoint_dir=lambda step: root / "checkpoints" / f"step-{step:06d}",
         view=SimpleNamespace(note=nothing),

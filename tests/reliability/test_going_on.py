@@ -280,3 +280,21 @@ def test_a_disk_that_can_never_hold_the_run_is_refused_before_the_first_step(
     assert main(["sft", write_recipe(workshop, "sft", tmp_path / "run")]) == 2
     assert "the disk is too small for this run: checkpoints take up to" in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_data_that_changed_since_the_run_began_are_spoken_of(
+    workshop: Workshop, tmp_path: Path, at_step: Callable[[int, Callable[[], object]], None]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    row = '{"instruction": "q", "output": "a"}\n'
+    rows.write_text(row * 8, encoding="utf-8")
+    at_step(2, lambda: signal.raise_signal(signal.SIGTERM))
+    recipe = write_recipe(workshop, "sft", tmp_path / "run", dataset=str(rows), val_size=0.0, **NO_EVALUATION)
+    assert main(["sft", recipe]) == 0
+    rows.write_text(row * 9, encoding="utf-8")
+    assert main(["sft", recipe, "resume_from_checkpoint=true"]) == 0
+    warnings = [event["text"] for event in events(tmp_path / "run") if event["kind"] == "warning"]
+    assert warnings == ["the data are not those that the run began with, so it goes on to other numbers"]
+
+
+NO_EVALUATION = {"eval_steps": 0, "load_best_model_at_end": False}

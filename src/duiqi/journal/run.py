@@ -159,11 +159,9 @@ class Run:
         self._manifest.update(fields)
         atomic_write_json(self.directory / "manifest.json", self._manifest)
 
-    @property
-    def parents(self) -> Mapping[str, Any]:
-        """What `describe(parents=...)` said that the run began from."""
-        found: Any = self._manifest.get("parents")
-        return found if isinstance(found, dict) else {}
+    def recorded(self, name: str) -> Any:
+        """What `describe` was told under this name, by this start of the run or by an earlier one; None: nothing."""
+        return self._manifest.get(name)
 
     def track(self, step: int) -> None:
         """Open the trackers, as training is about to begin (-1) or to go on from the checkpoint of `step`."""

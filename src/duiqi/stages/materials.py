@@ -121,7 +121,10 @@ def load_rows(settings: DataSettings, need: Need, journal: Run, *, seed: int) ->
     rejects = [asdict(row) for report in reports for row in report.rejects]
     if rejects:
         journal.write_rejects(rejects)
-    journal.describe(data=[asdict(file) for report in reports for file in report.files])
+    files, before = [asdict(file) for report in reports for file in report.files], journal.recorded("data")
+    if before is not None and before != files:
+        journal.warn("the data are not those that the run began with, so it goes on to other numbers")
+    journal.describe(data=files)
     return rows
 
 

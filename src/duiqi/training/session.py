@@ -275,6 +275,7 @@ class Session:
             "progress": asdict(self._progress),
             "window": asdict(self._window),
             "loss_scale": self.learner.scale.state() if self.learner.scale is not None else None,
+            "halvings": self.learner.budget.halvings,
             "stage": self._state[0]() if self._state else {},
         }
         return TrainerState(step=step, tensors=tensors, notes=notes)
@@ -341,6 +342,7 @@ class Session:
         scale = state.notes["loss_scale"]
         if self.learner.scale is not None and scale is not None:
             self.learner.scale = type(self.learner.scale)(**scale)
+        self.learner.budget.halve_again(int(state.notes["halvings"]))
         if self._state:
             self._state[1](state.notes["stage"])
         restore_random_state(state.tensors)
@@ -348,7 +350,8 @@ class Session:
     @property
     def _origin(self) -> dict[str, str]:
         """What the run is of, so that a checkpoint of another one is known when it is seen."""
-        return {"stage": self.run.stage, "base_fingerprint": str(self.run.parents.get("base_fingerprint", ""))}
+        parents = self.run.recorded("parents") or {}
+        return {"stage": self.run.stage, "base_fingerprint": str(parents.get("base_fingerprint", ""))}
 
     def _refuse_foreign(self, state: TrainerState) -> None:
         ours, theirs = self._origin, state.notes["origin"]
