@@ -289,12 +289,11 @@ def test_data_that_changed_since_the_run_began_are_spoken_of(
     row = '{"instruction": "q", "output": "a"}\n'
     rows.write_text(row * 8, encoding="utf-8")
     at_step(2, lambda: signal.raise_signal(signal.SIGTERM))
-    recipe = write_recipe(workshop, "sft", tmp_path / "run", dataset=str(rows), val_size=0.0, **NO_EVALUATION)
+    recipe = str(tmp_path / "recipe.yaml")
+    settings = workshop.settings("sft", tmp_path / "run", dataset=str(rows))
+    Path(recipe).write_text(yaml.safe_dump(settings), encoding="utf-8")
     assert main(["sft", recipe]) == 0
     rows.write_text(row * 9, encoding="utf-8")
     assert main(["sft", recipe, "resume_from_checkpoint=true"]) == 0
     warnings = [event["text"] for event in events(tmp_path / "run") if event["kind"] == "warning"]
     assert warnings == ["the data are not those that the run began with, so it goes on to other numbers"]
-
-
-NO_EVALUATION = {"eval_steps": 0, "load_best_model_at_end": False}

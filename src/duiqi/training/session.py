@@ -300,7 +300,7 @@ class Session:
             self._take_up(state)
         except RunError:
             raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
             raise RunError(
                 f"the checkpoint holds something else than this run needs ({type(error).__name__}: {error})",
                 where=str(checkpoint),
