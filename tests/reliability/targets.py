@@ -30,7 +30,7 @@ from duiqi.data.named_templates import TEMPLATES
 from duiqi.data.registry import DatasetSpec
 from duiqi.data.templates import from_dict, get_template
 from duiqi.errors import DataError, UserError
-from duiqi.guards.time_limit import at_most
+from duiqi.guards.limits import at_most
 from duiqi.journal.checksums import write_checksums
 from duiqi.models.card import Below, ModelCard, read_card
 from duiqi.models.lineage import read_stack
@@ -409,10 +409,10 @@ WORDS: dict[str, tuple[bytes, ...]] = {
             b"| length",
             b"| join",
         ),
-        *(b"{% for i in range(9999) %}", b"{% endfor %}", b"{% if 1 %}", b"{% endif %}", b"raise_exception('no')"),
-        *(b"''.__class__.__mro__[1].__subclasses__()", b"cycler.__init__.__globals__.os.popen('id')", b"* 10**9"),
+        *(b"{% for i in range(99) %}", b"{% endfor %}", b"{% if 1 %}", b"{% endif %}", b"raise_exception('no')"),
+        *(b"''.__class__.__mro__[1].__subclasses__()", b"cycler.__init__.__globals__.os.popen('id')", b"* 10**5"),
         *(b"lipsum.__globals__", b"messages.append(1)", b"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", b"1/0"),
-        *(b"{% include '/etc/passwd' %}", b"{% import 'os' as os %}", b"{{ '%999999999d' % 1 }}", b"'a' * 99999999"),
+        *(b"{% include '/etc/passwd' %}", b"{% import 'os' as os %}", b"{{ '%9999d' % 1 }}", b"'a' * 9999"),
         *(b"strftime_now('%Y')", b"{{ messages | tojson }}", b"{{ self }}", b"{% set messages = 5 %}", b"namespace()"),
     ),
     "recipe": (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from duiqi.data.named_templates import TEMPLATES, Segment, refuse_other_vocabulary
 from duiqi.errors import TemplateError, did_you_mean
-from duiqi.guards.time_limit import at_most
+from duiqi.guards.limits import at_most, within_memory
 from duiqi.types import Message
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ GMASK_TOKEN = "[gMASK]"
 """What GLM's tokenizers put where text is to be continued: before a prompt, or (ChatGLM-6B) behind it."""
 TOKENIZER_TEMPLATE = "tokenizer"
 """The name of the tokenizer's own chat template."""
-RENDERING_SECONDS, RENDERED_LENGTH = 10.0, 2**24
+RENDERING_SECONDS, RENDERING_BYTES, RENDERED_LENGTH = 10.0, 2**30, 2**24
 """What a chat template may take to write one conversation, and how many characters it may write."""
 PROBE = "probe"
 """An answer given to a chat template to see what it writes after it."""
@@ -262,13 +262,13 @@ def render_chat(
     """What the tokenizer's chat template writes.
 
     The template may come from anywhere: transformers renders it in Jinja's immutable sandbox, where it can reach
-    nothing but the conversation, and here it gets a limited time.
+    nothing but the conversation, and here it gets limited time and memory.
 
     Raises:
         TemplateError: It refuses the conversation, fails, or takes or writes too much.
     """
     try:
-        with at_most(RENDERING_SECONDS):
+        with at_most(RENDERING_SECONDS), within_memory(RENDERING_BYTES):
             text = tokenizer.apply_chat_template(
                 list(conversation), tokenize=False, add_generation_prompt=expects_answer
             )

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
 from duiqi.errors import ModelError
-from duiqi.guards.time_limit import at_most
+from duiqi.guards.limits import at_most
 from duiqi.journal.checksums import CHECKSUMS, find_damage
 from duiqi.models.adapters import Mounted, attach
 from duiqi.models.prefix import saved_prefix

@@ -1,11 +1,13 @@
-"""A bound on the time that somebody else's text may take to be computed."""
+"""Bounds on the time and the memory that somebody else's text may take to be computed."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 
@@ -30,3 +32,25 @@ def at_most(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, *before)
         signal.signal(signal.SIGALRM, handler)
+
+
+@contextmanager
+def within_memory(num_bytes: int) -> Iterator[None]:
+    """Within this context the process does not grow by more than so many bytes: MemoryError is raised instead.
+
+    Only on Linux, which counts the address space of a process and keeps it to a limit.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limit = pages * resource.getpagesize() + num_bytes
+    limit = min(limit, *(bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY), limit)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

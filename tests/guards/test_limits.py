@@ -1,14 +1,15 @@
-"""What takes too long is given up, and other timers go on."""
+"""What takes too long or too much is given up, and other timers go on."""
 
 from __future__ import annotations
 
 import re
 import signal
+import sys
 import threading
 
 import pytest
 
-from duiqi.guards.time_limit import at_most
+from duiqi.guards.limits import at_most, within_memory
 
 
 def test_a_loop_and_a_pattern_without_end_are_given_up() -> None:
@@ -44,3 +45,12 @@ def test_beside_the_main_thread_there_is_no_alarm() -> None:
     thread.start()
     thread.join()
     assert done == [True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not keep a process to a limit")
+def test_what_asks_for_too_much_is_given_up_and_afterwards_there_is_room_again() -> None:
+    with pytest.raises(MemoryError), within_memory(2**26):
+        bytearray(2**28)
+    with within_memory(2**28):
+        assert len(bytearray(2**26)) == 2**26
+    assert len(bytearray(2**28)) == 2**28
