@@ -48,7 +48,7 @@ def within_memory(num_bytes: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * resource.getpagesize() + num_bytes
-    limit = min(limit, *(bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY), limit)
+    limit = min([limit, *(bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY)])
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     try:
         yield
