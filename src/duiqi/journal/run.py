@@ -357,8 +357,14 @@ def _read_settings(path: Path) -> dict[str, Any]:
             where=str(path),
             remedy="restore the file or remove it, then resume again",
         ) from error
-    plain = settings if isinstance(settings, dict) else {}
-    return {name: value for name, value in plain.items() if isinstance(value, int | float | str | None)}
+    return {name: value for name, value in settings.items() if _is_flat(value)} if isinstance(settings, dict) else {}
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether a value is one that settings have. YAML can nest a few lines into more than any disk could take."""
+    if isinstance(value, list):
+        return all(isinstance(item, int | float | str | None) for item in value)
+    return isinstance(value, int | float | str | None)
 
 
 def _remove(path: Path) -> None:
