@@ -35,34 +35,49 @@ def start(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     return begin
 
 
+def poisoned(source: str, directory: Path, *, file: str, name: str) -> str:
+    """A copy of a model or an adapter with one number that is nan."""
+    shutil.copytree(source, directory, symlinks=True)
+    weights = load_file(directory / file)
+    weights[name][1, 2] = float("nan")
+    (directory / file).unlink()
+    save_file(weights, directory / file, metadata={"format": "pt"})
+    return str(directory)
+
+
 @pytest.fixture
-def poisoned_base(workshop: Workshop, tmp_path: Path) -> str:
-    """The workshop's base with one weight that is nan."""
-    base = tmp_path / "base"
-    shutil.copytree(workshop.base, base)
-    weights = load_file(base / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
-    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    return str(base)
+def poisoned_adapter(workshop: Workshop, tmp_path: Path) -> str:
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+    return poisoned(workshop.sft, tmp_path / "adapter", file="adapter_model.safetensors", name=name)
+
+
+def test_a_base_with_a_weight_that_is_nan_is_refused_with_its_name(
+    start: Start, workshop: Workshop, tmp_path: Path
+) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    base = poisoned(workshop.base, tmp_path / "base", file="model.safetensors", name=name)
+    status, message = start("sft", model_name_or_path=base)
+    assert status == 2
+    assert f"weight {name} of the base holds nan or inf" in message
 
 
 @pytest.mark.parametrize("stage", ["sft", "rm", "dpo"])
-def test_a_weight_that_is_nan_is_named(start: Start, poisoned_base: str, tmp_path: Path, stage: str) -> None:
-    status, message = start(stage, model_name_or_path=poisoned_base, adapter_name_or_path=None)
-    assert status == 3
+def test_an_adapter_with_a_weight_that_is_nan_stops_the_run_and_is_named(
+    start: Start, poisoned_adapter: str, tmp_path: Path, stage: str
+) -> None:
+    status, message = start(stage, adapter_name_or_path=poisoned_adapter)
+    assert status == 3, message
     assert "stopped: loss: 1 of 1 numbers are nan or inf" in message
     finding = json.loads((tmp_path / "run" / "anomaly" / "finding.json").read_text(encoding="utf-8"))
-    assert any("model.layers.1.mlp.up_proj" in name for name in finding["weights_not_finite"])
+    assert any("model.layers.1.mlp.up_proj.lora_B" in name for name in finding["weights_not_finite"])
     assert "layers.1" in finding["first_bad_module"]
-    assert finding["norms"]
+    assert "nan" in finding["norms"].values()
     assert (tmp_path / "run" / "anomaly" / "batch.safetensors").exists()
 
 
-def test_nothing_is_sampled_from_a_network_that_is_nan(start: Start, poisoned_base: str, tmp_path: Path) -> None:
-    reward = write(tmp_path / "reward.py", "def score(prompts, answers):\n    return [0.0] * len(answers)\n")
-    changes = {"adapter_name_or_path": None, "reward_model": f"{reward}:score"}
-    status, message = start("ppo", model_name_or_path=poisoned_base, **changes)
-    assert status == 3
+def test_nothing_is_sampled_from_a_network_that_is_nan(start: Start, poisoned_adapter: str, tmp_path: Path) -> None:
+    status, message = start("ppo", adapter_name_or_path=poisoned_adapter)
+    assert status == 3, message
     assert "are not finite" in message
     assert (tmp_path / "run" / "anomaly" / "finding.json").exists()
 
@@ -81,7 +96,7 @@ def write(path: Path, text: str) -> Path:
         ("return ['good'] * len(answers)", "something else than numbers"),
         ("return None", "raised TypeError"),
         ("raise KeyError('no such word')", "raised KeyError: 'no such word'"),
-        ("return [10 ** 400] * len(answers)", "raised OverflowError"),
+        ("return [10 ** 400] * len(answers)", "something else than numbers"),
     ],
 )
 def test_a_reward_function_that_fails_is_named_with_what_it_did(
@@ -91,7 +106,7 @@ def test_a_reward_function_that_fails_is_named_with_what_it_did(
     status, message = start("ppo", reward_model=f"{reward}:score")
     assert status == 2
     assert f"the reward function {reward}:score" in message
-    assert said in message.replace("returned something else than numbers", "something else than numbers")
+    assert said in message
 
 
 def test_answers_that_are_all_empty_are_counted_and_crash_nothing(
@@ -121,9 +136,11 @@ def test_answers_that_are_all_empty_are_counted_and_crash_nothing(
     assert any("empty_rate" in line for line in lines)
 
 
-def test_demonstrations_that_are_all_empty_teach_to_say_nothing(start: Start, tmp_path: Path) -> None:
+def test_demonstrations_that_are_all_empty_are_refused(start: Start, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", '{"instruction": "a", "output": ""}\n' * 8)
-    assert start("sft", dataset=str(rows))[0] == 0
+    status, message = start("sft", dataset=str(rows))
+    assert status == 2
+    assert "rows.jsonl:1: found no answer, expected one answer per row" in message
 
 
 def test_a_dataset_of_which_nothing_is_left_is_refused(start: Start, tmp_path: Path) -> None:

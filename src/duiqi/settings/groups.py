@@ -169,7 +169,7 @@ class OptimizerSettings:
     """Clip the gradient's norm to this; 0: never."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
-    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 42
+    seed: Count = 42
     """Seed of the initial adapters, the data order, dropout and sampling."""
 
 

@@ -14,15 +14,13 @@ from torch import Tensor
 TORCH, MPS, PYTHON, NUMPY = "random/torch", "random/mps", "random/python", "random/numpy"
 CUDA = "random/cuda/"
 """Followed by the number of the GPU."""
-LARGEST_SEED = 2**32 - 1
-"""What NumPy's generator takes."""
 
 
 def seed_everything(seed: int) -> None:
-    """Begin the generators of torch, Python and NumPy with `seed` (0 to 2**32 - 1)."""
+    """Begin the generators of torch, Python and NumPy with `seed`, which is cut to what each of them takes."""
     random.seed(seed)
-    numpy.random.seed(seed)
-    torch.manual_seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed % 2**63)
 
 
 def random_state() -> dict[str, Tensor]:
