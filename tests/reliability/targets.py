@@ -32,7 +32,7 @@ from duiqi.data.templates import from_dict, get_template
 from duiqi.errors import DataError, UserError
 from duiqi.guards.limits import at_most
 from duiqi.journal.checksums import write_checksums
-from duiqi.models.card import Below, ModelCard, read_card
+from duiqi.models.card import ModelCard, read_card
 from duiqi.models.lineage import read_stack
 from duiqi.models.loading import load_tokenizer, locate
 from duiqi.settings.recipe import read_recipe, to_yaml
@@ -280,12 +280,10 @@ def _adapter_files() -> dict[str, bytes]:
     fields = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     where = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
     weights = {f"{where}A.weight": torch.zeros(2, 8), f"{where}B.weight": torch.zeros(8, 2)}
-    card = ModelCard(
-        "sft", "policy", "base", "0" * 16, template={"name": "zh_qa"}, below=(Below("/nowhere", "0" * 16),)
-    )
+    card = ModelCard("sft", "policy", "base", "0" * 16, template={"name": "zh_qa"}, parents=("runs/sft",))
     return {
         "adapter_config.json": json.dumps(fields, default=str).encode(),
-        "duiqi.json": card.to_json().replace('"/nowhere"', '"."').encode(),
+        "duiqi.json": card.to_json().encode(),
         "adapter_model.safetensors": save(weights),
     }
 
