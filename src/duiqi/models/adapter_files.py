@@ -147,7 +147,8 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of a file, without running anything in it."""
     try:
         if file.name == WEIGHTS_NAME:
-            return load_file(file)
+            weights: dict[str, Tensor] = load_file(file)
+            return weights
         found = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
             raise ValueError("it holds something else than tensors")
