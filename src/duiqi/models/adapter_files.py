@@ -62,6 +62,7 @@ class _Fields(TypedDict, total=False):
     fan_in_fan_out: bool
     megatron_config: None
     layer_replication: None
+    alora_invocation_tokens: None
     num_layers: _Size | None
     token_dim: _Size | None
     num_attention_heads: _Size | None
