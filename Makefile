@@ -5,6 +5,8 @@
 # make bench-peers, make bench, make bench-scaling    the comparison with TRL and LLaMA-Factory, and what growing costs
 # make ecosystem    proves that PEFT, transformers and vLLM open what duiqi writes; writes docs/ecosystem.md
 # make bench-plan    how well duiqi plan foretells the peak memory (a quarter of an hour)
+# make kills    a hundred runs killed by each of two signals, and resumed (a quarter of an hour)
+# make fuzz    hostile files for everything that reads files; ARGS="--engine atheris" after make fuzz-env (minutes)
 # make ecosystem-trackers    trackers as they come from PyPI, each in an environment of its own (minutes)
 # make vllm-env, make test-vllm    an environment with vLLM for the CPU, and the tests that need it (minutes)
 
@@ -17,9 +19,10 @@ PEERS ?= ../shared/bench
 ARGS ?=
 VLLM_VENV ?= build/venvs/vllm
 VLLM_PIP ?=
+ATHERIS ?= build/atheris
 
 .PHONY: demo test check fix install clean bench bench-peers bench-plan bench-scaling vllm-env test-vllm
-.PHONY: ecosystem ecosystem-trackers
+.PHONY: ecosystem ecosystem-trackers kills fuzz fuzz-env
 
 install: $(VENV)/installed
 
@@ -83,6 +86,16 @@ ecosystem: install vllm-env
 
 ecosystem-trackers: install
 	$(BIN)/python tests/ecosystem/trackers/check_trackers.py $(ARGS)
+
+kills: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.hundred_kills $(ARGS)
+
+# atheris has no wheel for every version of Python; without it, our own mutation is the engine
+fuzz: install
+	PYTHONPATH=$(ATHERIS):$$PYTHONPATH OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.fuzz $(ARGS)
+
+fuzz-env: install
+	$(BIN)/pip install --quiet --target $(ATHERIS) atheris
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

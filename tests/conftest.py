@@ -83,7 +83,12 @@ def _cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A tiny base with an SFT adapter and a reward model, a few steps each."""
-    shop = Workshop(tmp_path_factory.mktemp("workshop"))
+    return build_workshop(tmp_path_factory.mktemp("workshop"))
+
+
+def build_workshop(root: Path) -> Workshop:
+    """Make everything in a workshop, in an empty directory."""
+    shop = Workshop(root)
     sizes = WorldSizes(
         pretrain=100, demonstrations=48, preferences=48, held_out_pairs=12, prompts=48, held_out_prompts=12
     )

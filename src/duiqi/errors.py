@@ -66,9 +66,16 @@ class GuardStop(DuiqiError):
 
 
 class Interrupted(DuiqiError):
-    """The user asked the run to stop; it was saved, and `message` says how to go on."""
+    """The user asked the run to stop, and the message says how to go on.
 
-    exit_code = 0
+    Args:
+        message: What became of the run, and the command that continues it.
+        is_saved: Whether everything up to now was saved; not where a second signal left no time for it.
+    """
+
+    def __init__(self, message: str, *, is_saved: bool = True) -> None:
+        self.exit_code = 0 if is_saved else 130
+        super().__init__(message)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -104,7 +104,9 @@ def test_without_a_good_checkpoint_the_start_is_the_best(workshop: Workshop, tmp
     out = tmp_path / "ppo"
     with pytest.raises(GuardStop, match="the model that this began with is the best"):
         duiqi.run("ppo", **without_evaluations(workshop, out, rewards))
-    assert [path.name[:5] for path in (out / "anomaly").iterdir()] == ["step-"], "the last policy is kept aside"
+    assert [path.name[:5] for path in (out / "anomaly" / "checkpoints").iterdir()] == ["step-"], (
+        "the last policy is kept aside"
+    )
     assert not (out / "last").exists()
 
 
@@ -117,7 +119,7 @@ def test_without_evaluations_the_last_checkpoint_before_the_alarm_is_taken(
     end, found = events(out, "stopped_by_watch")[0], events(out, "finding")
     stop = next(event for event in found if event["action"] == "stop")
     assert end["best_step"] == stop["since"] - 4, "none of the answers that rang are this policy's"
-    assert sorted(path.name for path in (out / "anomaly").iterdir())[-1] == f"step-{end['step']:06d}"
+    assert sorted(path.name for path in (out / "anomaly" / "checkpoints").iterdir())[-1] == f"step-{end['step']:06d}"
 
 
 def test_a_run_with_nothing_wrong_is_left_alone(workshop: Workshop, tmp_path: Path, rewards: str) -> None:

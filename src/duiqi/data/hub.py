@@ -1,4 +1,4 @@
-"""The one place that uses the optional package `datasets`: parquet files and datasets of the hub."""
+"""The one place that uses the optional package `datasets` and what comes with it: parquet files, data on the hub."""
 
 from __future__ import annotations
 
@@ -10,9 +10,19 @@ from duiqi.errors import DataError, UserError
 
 
 def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """All rows of a parquet file."""
-    datasets = _datasets(f"the parquet file {path}")
-    return [dict(row) for row in datasets.Dataset.from_parquet(str(path))]
+    """All rows of a parquet file.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    _datasets(f"the parquet file {path}")  # which brings pyarrow
+    parquet = importlib.import_module("pyarrow.parquet")
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    except Exception as error:  # the library raises whatever its many layers raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"not a parquet file that can be read: {reason}", where=str(path)) from error
+    return rows
 
 
 def read_hub(name: str, *, subset: str | None = None, split: str = "train") -> list[dict[str, Any]]:

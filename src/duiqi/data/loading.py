@@ -208,11 +208,14 @@ def _convert_rows(
         if isinstance(row, BadRow):
             yield row
             continue
-        fields = row.fields if source.column_map is None else source.column_map.rename(row.fields)
         try:
+            fields = row.fields if source.column_map is None else source.column_map.rename(row.fields)
             example = convert(fields, format_name, Origin(source.name, row.file, row.line))
         except DataError as error:
             yield BadRow(row.file, row.line, error.problem, row.fields)
+            continue
+        except RecursionError:
+            yield BadRow(row.file, row.line, "lists within lists within lists, too deep to be read")
             continue
         if example.kind not in ACCEPTED[need]:
             yield BadRow(row.file, row.line, f"found no answer, expected {WANTED[need]}", row.fields)

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def list_files(path: Path) -> list[Path]:
     Raises:
         DataError: Nothing is there, the extension is unknown, or a folder mixes extensions.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError("no such file or folder", where=str(path), remedy="check the path of the dataset")
     if path.is_file():
         if path.suffix not in READERS:
@@ -84,9 +85,12 @@ def read_file(path: Path) -> SourceFile:
     """All rows of one file, good and bad, and the sha256 of its bytes.
 
     Raises:
-        DataError: The file is not UTF-8, is empty, or is broken beyond telling its rows apart.
+        DataError: The file cannot be read, is not UTF-8, is empty, or is broken beyond telling its rows apart.
     """
-    contents = path.read_bytes()
+    try:
+        contents = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=str(path), remedy="check its permissions") from error
     rows = tuple(READERS[path.suffix](path, contents))
     if not rows:
         raise DataError("found no rows, expected at least one", where=str(path))
@@ -105,6 +109,8 @@ def _read_json(path: Path, contents: bytes) -> Iterator[Row | BadRow]:
             where=f"{file}:{error.lineno}",
             remedy="mend the file at that place",
         ) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
+        raise DataError(f"the JSON cannot be read: {error}", where=file, remedy="mend the file") from None
 
 
 def _json_values(text: str) -> Iterator[tuple[Any, int]]:
@@ -151,6 +157,8 @@ def _read_jsonl(path: Path, contents: bytes) -> Iterator[Row | BadRow]:
             value = json.loads(text)
         except json.JSONDecodeError as error:
             yield BadRow(file, line, f"not valid JSON at column {error.colno}: {error.msg}", text)
+        except (ValueError, RecursionError) as error:
+            yield BadRow(file, line, f"this JSON cannot be read: {error}", text)
         else:
             yield _as_row(value, file, line)
 

@@ -6,24 +6,47 @@ Only the entry that is asked for is judged, so a registry may hold entries that 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from duiqi.data.reading import decode
+from annotated_types import Gt
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
+
+from duiqi.data.reading import decode, describe
 from duiqi.errors import DataError, did_you_mean
+from duiqi.journal.checksums import is_inside
 
 REGISTRY_FILE = "dataset_info.json"
 HUB_PREFIX = "hub:"
 
-ENTRY_KEYS = frozenset(
-    {
-        *("file_name", "file_sha1", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "subset", "split"),
-        *("formatting", "columns", "tags", "ranking", "num_samples", "system"),
-    }
-)
+
+class Entry(TypedDict, total=False):
+    """An entry of dataset_info.json. Keys that nobody reads are known, so that a misspelt one is told from them."""
+
+    file_name: str | None
+    file_sha1: str | None
+    hf_hub_url: str | None
+    ms_hub_url: Any
+    om_hub_url: Any
+    script_url: Any
+    subset: str | None
+    split: str | None
+    formatting: str
+    columns: dict[str, str | None] | None
+    tags: dict[str, str] | None
+    ranking: bool
+    num_samples: Annotated[int, Gt(0)] | None
+    system: str | None
+
+
+ENTRY_KEYS = frozenset(Entry.__annotations__)
+_ENTRY = TypeAdapter(Entry)
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 ALPACA_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 COMMON_COLUMNS = {name: name for name in ("history", "system", "chosen", "rejected", "margin")}
 UNREAD_COLUMNS = frozenset({"tools", "images", "videos", "audios", "kto_tag"})
@@ -129,15 +152,15 @@ def resolve(name: str, dataset_dir: str | Path) -> DatasetSource:
     """
     directory = Path(dataset_dir)
     registry_path = directory / REGISTRY_FILE
-    registry = _read_registry(registry_path) if registry_path.is_file() else {}
+    registry = _read_registry(registry_path) if os.path.isfile(registry_path) else {}
     if name in registry:
         return _source_of(name, registry[name], directory, where=f"{registry_path}: {name}")
     if name.startswith(HUB_PREFIX):
-        return DatasetSource(name, hub=HubDataset(name.removeprefix(HUB_PREFIX)))
+        return DatasetSource(name, hub=_hub_dataset(name.removeprefix(HUB_PREFIX), where=f"dataset: {name}"))
     for path in (Path(name), directory / name):
-        if path.exists():
+        if os.path.exists(path):  # where Path.exists() raises on a name that no file can have, this says no
             return DatasetSource(name, path=path)
-    known = f"it lists {len(registry)} datasets" if registry_path.is_file() else "there is no such file"
+    known = f"it lists {len(registry)} datasets" if os.path.isfile(registry_path) else "there is no such file"
     raise DataError(
         f"no dataset and no file is named {name!r}; looked in {registry_path} ({known})",
         where=f"dataset: {name}",
@@ -152,22 +175,20 @@ def _read_registry(path: Path) -> dict[str, Any]:
         raise DataError(
             f"not valid JSON at column {error.colno}: {error.msg}", where=f"{path}:{error.lineno}"
         ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot be read: {error}", where=str(path)) from error
     if not isinstance(registry, dict):
         raise DataError("found no object, expected {name: {file_name: ...}}", where=str(path))
     return registry
 
 
-def _source_of(name: str, entry: Any, directory: Path, *, where: str) -> DatasetSource:
-    if not isinstance(entry, dict):
-        raise DataError("found no object, expected {file_name: ...}", where=where)
-    for key in entry:
-        if key not in ENTRY_KEYS:
-            raise DataError(f"unknown key {key!r}", where=where, remedy=did_you_mean(key, ENTRY_KEYS) or "remove it")
+def _source_of(name: str, found: Any, directory: Path, *, where: str) -> DatasetSource:
+    entry = _checked(found, where=where)
     hub, path = None, None
-    if entry.get("hf_hub_url"):
-        hub = HubDataset(entry["hf_hub_url"], entry.get("subset"), entry.get("split") or "train")
-    elif entry.get("file_name"):
-        path = directory / entry["file_name"]
+    if hub_name := entry.get("hf_hub_url"):
+        hub = _hub_dataset(hub_name, entry.get("subset"), entry.get("split"), where=where)
+    elif file_name := entry.get("file_name"):
+        path = _path_in(directory, file_name, where=where)
     else:
         key = next((k for k in ("script_url", "ms_hub_url", "om_hub_url") if entry.get(k)), None)
         raise DataError(
@@ -187,7 +208,47 @@ def _source_of(name: str, entry: Any, directory: Path, *, where: str) -> Dataset
     )
 
 
-def _column_map(entry: Mapping[str, Any], *, where: str) -> ColumnMap | None:
+def _checked(found: Any, *, where: str) -> Entry:
+    if not isinstance(found, dict):
+        raise DataError("found no object, expected {file_name: ...}", where=where)
+    for key in found:
+        if key not in ENTRY_KEYS:
+            raise DataError(f"unknown key {key!r}", where=where, remedy=did_you_mean(key, ENTRY_KEYS) or "remove it")
+    try:
+        return _ENTRY.validate_python(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(f"{place}: found {describe(first['input'])}; {first['msg']}", where=where) from None
+
+
+def _path_in(directory: Path, file_name: str, *, where: str) -> Path:
+    """The file of an entry. A registry comes with its data, often from elsewhere: it shall not name other files here.
+
+    Raises:
+        DataError: It lies outside of the registry's directory.
+    """
+    if not is_inside(file_name):
+        raise DataError(
+            f"file_name {file_name!r} leads out of {directory}",
+            where=where,
+            remedy="put the file into it (a link will do), or give its path as dataset: PATH",
+        )
+    return directory / file_name
+
+
+def _hub_dataset(name: str, subset: str | None = None, split: str | None = None, *, where: str) -> HubDataset:
+    """A dataset of the hub, which is no directory here.
+
+    Raises:
+        DataError: The name could be a path.
+    """
+    if not _HUB_NAME.fullmatch(name):
+        raise DataError(f"found {name!r}, expected the name of a dataset on the hub: owner/name", where=where)
+    return HubDataset(name, subset, split or "train")
+
+
+def _column_map(entry: Entry, *, where: str) -> ColumnMap | None:
     """The renaming an entry asks for. Where `columns` is given, a column it does not name (or names "") is absent."""
     formatting = entry.get("formatting", "alpaca")
     if formatting not in ("alpaca", *DEFAULT_TAGS):
@@ -201,7 +262,7 @@ def _column_map(entry: Mapping[str, Any], *, where: str) -> ColumnMap | None:
         standard_names, tags = ALPACA_COLUMNS | COMMON_COLUMNS, None
     else:
         standard_names = {"messages": "messages"} | COMMON_COLUMNS
-        tags = DEFAULT_TAGS[formatting] | entry.get("tags", {})
+        tags = DEFAULT_TAGS[formatting] | (entry.get("tags") or {})
         named = named or {"messages": "conversations" if formatting == "sharegpt" else "messages"}
     columns = {}
     for key, own in named.items():

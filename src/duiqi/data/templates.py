@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
-import jinja2
-
 from duiqi.data.named_templates import TEMPLATES, Segment, refuse_other_vocabulary
 from duiqi.errors import TemplateError, did_you_mean
+from duiqi.guards.limits import at_most, within_memory
 from duiqi.types import Message
 
 if TYPE_CHECKING:
@@ -25,8 +24,14 @@ GMASK_TOKEN = "[gMASK]"
 """What GLM's tokenizers put where text is to be continued: before a prompt, or (ChatGLM-6B) behind it."""
 TOKENIZER_TEMPLATE = "tokenizer"
 """The name of the tokenizer's own chat template."""
+RENDERING_SECONDS, RENDERING_BYTES, RENDERED_LENGTH = 10.0, 2**30, 2**24
+"""What a chat template may take to write one conversation, and how many characters it may write."""
 PROBE = "probe"
 """An answer given to a chat template to see what it writes after it."""
+
+
+DESCRIBED = ("name", "system", "source_prefix", "style_sha256")
+"""What duiqi.json must tell of a template."""
 
 
 class _Frame(TypedDict):
@@ -205,8 +210,14 @@ def from_dict(data: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Te
     """The template that `Template.to_dict` described, on a tokenizer.
 
     Raises:
-        TemplateError: The template of that name now renders another text than the one described.
+        TemplateError: The template of that name now renders another text than the one described, or none is described.
     """
+    if odd := [key for key in DESCRIBED if not isinstance(data.get(key), str)]:
+        raise TemplateError(
+            f"the template's {odd[0]} is not told",
+            where="duiqi.json",
+            remedy="copy the file again from the run that wrote it",
+        )
     template = get_template(data["name"], tokenizer, system=data["system"], source_prefix=data["source_prefix"])
     if template.to_dict()["style_sha256"] != data["style_sha256"]:
         raise TemplateError(
@@ -228,11 +239,7 @@ def _tokenizer_template(tokenizer: PreTrainedTokenizerBase, *, system: str, sour
 
     def render_with_bos(messages: Sequence[Message], expects_answer: bool) -> str:
         conversation = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=expects_answer)
-        except jinja2.TemplateError as error:
-            raise TemplateError(f"the chat template refuses the conversation: {error}", where="template") from error
-        return str(text)
+        return render_chat(tokenizer, conversation, expects_answer=expects_answer)
 
     def render(messages: Sequence[Message], expects_answer: bool) -> str:
         return render_with_bos(messages, expects_answer).removeprefix(bos_token)
@@ -247,6 +254,31 @@ def _tokenizer_template(tokenizer: PreTrainedTokenizerBase, *, system: str, sour
         source_prefix=source_prefix,
         **_frame(tokenizer, stops=(stop_text,), around=((tokenizer.bos_token_id,) if begins else (), ())),
     )
+
+
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Mapping[str, str]], *, expects_answer: bool
+) -> str:
+    """What the tokenizer's chat template writes.
+
+    The template may come from anywhere: transformers renders it in Jinja's immutable sandbox, where it can reach
+    nothing but the conversation, and here it gets limited time and memory.
+
+    Raises:
+        TemplateError: It refuses the conversation, fails, or takes or writes too much.
+    """
+    try:
+        with at_most(RENDERING_SECONDS), within_memory(RENDERING_BYTES):
+            text = tokenizer.apply_chat_template(
+                list(conversation), tokenize=False, add_generation_prompt=expects_answer
+            )
+    except Exception as error:  # a template is a program: it can raise whatever Python does
+        raise TemplateError(
+            f"the chat template refuses the conversation: {str(error) or type(error).__name__}", where="template"
+        ) from error
+    if not isinstance(text, str) or len(text) > RENDERED_LENGTH:
+        raise TemplateError(f"the chat template writes more than {RENDERED_LENGTH:,} characters", where="template")
+    return text
 
 
 def _split_at_special_token(tail: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

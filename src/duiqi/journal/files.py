@@ -7,12 +7,13 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from duiqi.errors import RunError
+from duiqi.errors import DuiqiError, RunError
 
 MIB = 1024 * 1024
 
@@ -24,7 +25,14 @@ _REFUSALS = {
     errno.EROFS: ("this file system is read-only", "set output_dir on a disk that can be written"),
     errno.EEXIST: ("a file is in the way of this directory", "move the file, or set another output_dir"),
     errno.ENOTDIR: ("a file is in the way of this directory", "move the file, or set another output_dir"),
+    errno.ENAMETOOLONG: ("this name is longer than the file system takes", "set output_dir to a shorter path"),
+    errno.EFBIG: (
+        "this file would be larger than is allowed here",
+        "raise the limit (`ulimit -f`), or write elsewhere",
+    ),
+    errno.EIO: ("the disk reports an error", "look after the disk, or set output_dir on another one"),
 }
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @contextlib.contextmanager
@@ -36,11 +44,20 @@ def writing(place: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as refusal:
-        if refusal.errno not in _REFUSALS:
+    except Exception as refusal:
+        number = _number_of(refusal)
+        if number not in _REFUSALS:
             raise
-        problem, remedy = _REFUSALS[refusal.errno]
+        problem, remedy = _REFUSALS[number]
         raise RunError(problem, where=str(place), remedy=remedy) from refusal
+
+
+def _number_of(error: Exception) -> int | None:
+    """The system's number of an error. Libraries written in Rust (safetensors, tokenizers) tell it in words only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = None if isinstance(error, DuiqiError) else _OS_ERROR.search(str(error))
+    return int(found[1]) if found else None
 
 
 def check_free_space(directory: Path, num_bytes: int) -> None:

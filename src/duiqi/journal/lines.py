@@ -24,7 +24,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """All records of a file; none when there is no file. A last line cut short by a kill is left out.
 
     Raises:
-        RunError: a line before the last is not JSON.
+        RunError: a line before the last is not a JSON object.
     """
     if not path.exists():
         return []
@@ -34,8 +34,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
+            rows.append(row)
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise RunError(
@@ -69,7 +72,8 @@ class JsonLines:
 
     def close(self) -> None:
         """Close the file; closing twice is harmless."""
-        self._file.close()
+        with writing(self.path):
+            self._file.close()
 
     def _open(self) -> None:
         with writing(self.path):

@@ -6,6 +6,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from fnmatch import fnmatch
@@ -16,6 +17,7 @@ from typing import Any, Literal, Self
 import yaml
 
 from duiqi.errors import GuardStop, Interrupted, RunError
+from duiqi.journal.checksums import is_inside
 from duiqi.journal.files import MIB, atomic_write_json, atomic_write_text, check_free_space, writing
 from duiqi.journal.lines import JsonLines, encode_line
 from duiqi.journal.lock import DirectoryLock
@@ -116,7 +118,10 @@ class Run:
         """
         directory = Path(output_dir)
         with writing(directory):
-            directory.mkdir(parents=True, exist_ok=True)
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+            except ValueError as error:  # a zero byte, half a surrogate pair
+                raise RunError(f"no directory can have this name ({error})", where=repr(output_dir)) from error
         check_free_space(directory, _MIN_FREE_BYTES)
         lock = DirectoryLock(directory)
         try:
@@ -130,12 +135,12 @@ class Run:
 
     def _begin(self, settings: Mapping[str, Any], argv: Sequence[str], *, is_resumed: bool) -> None:
         config = self.directory / "config.yaml"
-        before = yaml.safe_load(config.read_text(encoding="utf-8")) or {} if is_resumed and config.exists() else {}
+        before = _read_settings(config) if is_resumed else {}
         self._settings = {name: value for name, value in settings.items() if name not in _ABOUT_THE_START}
         atomic_write_text(config, to_yaml(self._settings))
         manifest = self.directory / "manifest.json"
-        if is_resumed and manifest.exists():
-            self._manifest = json.loads(manifest.read_text(encoding="utf-8"))
+        if is_resumed:
+            self._manifest = _read_manifest(manifest)
         self.is_resumed = is_resumed
         self.describe(
             stage=self.stage,
@@ -155,6 +160,10 @@ class Run:
         """Add to `manifest.json`: data fingerprints (`data=`), parents (`parents=`), whatever explains the run."""
         self._manifest.update(fields)
         atomic_write_json(self.directory / "manifest.json", self._manifest)
+
+    def recorded(self, name: str) -> Any:
+        """What `describe` was told under this name, by this start of the run or by an earlier one; None: nothing."""
+        return self._manifest.get(name)
 
     def track(self, step: int) -> None:
         """Open the trackers, as training is about to begin (-1) or to go on from the checkpoint of `step`."""
@@ -236,9 +245,10 @@ class Run:
         try:
             self._tracking.close(self._outcome)
         finally:
-            for lines in (self._metrics, self._samples, self._events):
-                lines.close()
-            self._lock.release()
+            with ExitStack() as everything:  # a full disk may refuse the last line of one, and the rest is still closed
+                everything.callback(self._lock.release)
+                for lines in (self._metrics, self._samples, self._events):
+                    everything.callback(lines.close)
 
     def __enter__(self) -> Self:
         return self
@@ -246,26 +256,32 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if isinstance(error, Interrupted | KeyboardInterrupt):
-                self._outcome = "interrupted"
-                self.event("interrupted", message=str(error))
-            elif isinstance(error, GuardStop):
-                self._outcome = "failed"
-                self.event("stopped", message=str(error))
-            elif error is not None:
-                self._outcome = "failed"
-                self.event("failed", error=type(error).__name__, message=str(error))
-        finally:
+        if error is None:
             self.close()
+            return
+        was_interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+        self._outcome = "interrupted" if was_interrupted else "failed"
+        with suppress(RunError):  # the disk that is full is what `error` says already
+            try:
+                if was_interrupted:
+                    self.event("interrupted", message=str(error))
+                elif isinstance(error, GuardStop):
+                    self.event("stopped", message=str(error))
+                else:
+                    self.event("failed", error=type(error).__name__, message=str(error))
+            finally:
+                self.close()
 
 
 def linked_checkpoint(run_dir: Path, name: CheckpointName) -> Path | None:
-    """The checkpoint that `best` or `last` points at, or None where there is no such link."""
+    """The checkpoint that `best` or `last` points at, or None where there is no such link into the run."""
     link = run_dir / name
     if not link.exists():
         return None
-    return link.resolve() if link.is_dir() else run_dir / link.read_text(encoding="utf-8").strip()
+    if link.is_dir():
+        return link.resolve()
+    target = link.read_text(encoding="utf-8", errors="replace").strip()
+    return run_dir / target if is_inside(target) else None
 
 
 def _make_room(directory: Path, *, stage: str, overwrite: bool, resume: bool) -> bool:
@@ -301,13 +317,58 @@ def _holds_a_run(directory: Path) -> bool:
 
 def _check_stage(directory: Path, stage: str) -> None:
     manifest = directory / "manifest.json"
-    begun_as = json.loads(manifest.read_text(encoding="utf-8")).get("stage", stage) if manifest.exists() else stage
+    begun_as = _read_manifest(manifest).get("stage", stage)
     if begun_as != stage:
         raise RunError(
             f"this directory holds a run of {begun_as}, which {stage} cannot continue",
             where=str(directory),
             remedy=f"set another output_dir, or run duiqi {begun_as} to continue it",
         )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """What a run that is continued said of itself; nothing where the file is gone.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError("it is no object")
+    except (ValueError, RecursionError) as error:
+        raise RunError(
+            f"not valid JSON: {error}", where=str(path), remedy="restore the file or remove it, then resume again"
+        ) from error
+    return manifest
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """The settings with which the run was started last, to say what has changed. Nothing else depends on them.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RunError(
+            f"not valid YAML: {str(error).splitlines()[0]}",
+            where=str(path),
+            remedy="restore the file or remove it, then resume again",
+        ) from error
+    return {name: value for name, value in settings.items() if _is_flat(value)} if isinstance(settings, dict) else {}
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether a value is one that settings have. YAML can nest a few lines into more than any disk could take."""
+    if isinstance(value, list):
+        return all(isinstance(item, int | float | str | None) for item in value)
+    return isinstance(value, int | float | str | None)
 
 
 def _remove(path: Path) -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt
 from peft import LoraConfig, PeftConfig, PrefixTuningConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
 from duiqi.errors import ModelError
+from duiqi.guards.limits import at_most
+from duiqi.journal.checksums import CHECKSUMS, find_damage
 from duiqi.models.adapters import Mounted, attach
 from duiqi.models.prefix import saved_prefix
 
@@ -27,6 +32,46 @@ CONFIG_NAME = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 SCORE_KEY = "score.weight"
 PROMPT_KEY = "prompt_embeddings"
+
+TRAINER_STATE = ("trainer_state.json", "trainer_state.safetensors")
+"""What a checkpoint holds beside a model."""
+_COPY_AGAIN = "copy the adapter again"
+_PATTERN_SECONDS = 5.0
+
+
+_Size = Annotated[int, Gt(0)]
+
+
+class _Fields(TypedDict, total=False):
+    """What adapter_config.json may say, as far as anything is made of it."""
+
+    peft_type: str
+    base_model_name_or_path: str | None
+    r: _Size
+    lora_alpha: float
+    lora_dropout: float
+    target_modules: list[str] | str | None
+    exclude_modules: list[str] | str | None
+    modules_to_save: list[str] | None
+    layers_to_transform: list[int] | int | None
+    layers_pattern: list[str] | str | None
+    rank_pattern: dict[str, _Size] | None
+    alpha_pattern: dict[str, float] | None
+    use_rslora: bool
+    use_dora: bool
+    fan_in_fan_out: bool
+    megatron_config: None
+    layer_replication: None
+    alora_invocation_tokens: None
+    num_layers: _Size | None
+    token_dim: _Size | None
+    num_attention_heads: _Size | None
+
+
+@cache
+def _fields() -> TypeAdapter[_Fields]:
+    return TypeAdapter(_Fields)
+
 
 _CONFIGS: Mapping[str, type[PeftConfig]] = {"LORA": LoraConfig, "PREFIX_TUNING": PrefixTuningConfig}
 
@@ -62,6 +107,8 @@ def is_adapter(directory: Path) -> bool:
 def read_adapter(directory: str | Path) -> SavedAdapter:
     """Read a PEFT directory: LoRA, modules_to_save, prefix tuning; also the `.bin` files of 2023.
 
+    Nothing in it is run: weights are tensors, and the rest is checked before anything is made of it.
+
     Raises:
         ModelError: Files are missing, damaged, or of another kind.
     """
@@ -73,31 +120,121 @@ def read_adapter(directory: str | Path) -> SavedAdapter:
             where=str(path),
             remedy="give a run directory, or a directory that PEFT's save_pretrained wrote",
         )
-    try:
-        fields = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
-        if weights_file.name == WEIGHTS_NAME:
-            weights = load_file(weights_file)
-        else:
-            weights = torch.load(weights_file, map_location="cpu", weights_only=True)
-    except (ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ModelError(f"cannot be read ({error})", where=str(path), remedy="copy the adapter again") from error
-    kind = _CONFIGS.get(fields.get("peft_type"))
-    if kind is None:
-        raise ModelError(f"is a {fields.get('peft_type')} adapter, not LoRA or a prefix", where=str(path))
-    config = kind(**{key: value for key, value in fields.items() if key in kind.__dataclass_fields__})
-    config.inference_mode = False
+    refuse_damage(path)
+    weights = _read_weights(weights_file)
+    config = _read_config(path)
     saved = SavedAdapter(path, config, str(config.base_model_name_or_path or ""))
     plain = {_plain_name(key): value for key, value in weights.items()}
-    if isinstance(config, PrefixTuningConfig):
-        if PROMPT_KEY not in plain:
-            missing = f"{PROMPT_KEY} is missing from its weights"
-            raise ModelError(missing, where=str(path), remedy="copy the adapter again")
-        return replace(saved, prefix=plain.pop(PROMPT_KEY), score=plain.pop(SCORE_KEY, None))
     score = plain.pop(SCORE_KEY, None)
+    if score is not None and (score.ndim != 2 or len(score) != 1):
+        raise ModelError(f"its score head has shape {tuple(score.shape)}, not 1 x H", where=str(path))
+    if isinstance(config, PrefixTuningConfig):
+        return replace(saved, prefix=_prefix_of(config, plain, path), score=score)
     low_rank = {key: value for key, value in plain.items() if "lora_" in key}
     own = {key: value for key, value in plain.items() if "lora_" not in key}
+    _check_low_rank(config, low_rank, path)
     config.modules_to_save = modules_of(own)
     return replace(saved, low_rank=low_rank, own=own, score=score)
+
+
+def refuse_damage(directory: Path) -> None:
+    """Refuse a checkpoint whose model is not what was written. Other directories have no checksums and are believed.
+
+    Raises:
+        ModelError: A file is missing or has changed.
+    """
+    if (directory / CHECKSUMS).is_file() and (damage := find_damage(directory, but=TRAINER_STATE)):
+        raise ModelError(
+            f"this checkpoint is damaged: {damage}",
+            where=str(directory),
+            remedy="give another checkpoint of the run, or copy it again",
+        )
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file, without running anything in it."""
+    try:
+        if file.name == WEIGHTS_NAME:
+            weights: dict[str, Tensor] = load_file(file)
+            return weights
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+            raise ValueError("it holds something else than tensors")
+    except Exception as error:  # bytes of any content; torch raises whatever it comes upon in them
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"cannot be read ({reason})", where=str(file), remedy=_COPY_AGAIN) from error
+    return {str(key): value for key, value in found.items()}
+
+
+def _read_config(directory: Path) -> PeftConfig:
+    """What adapter_config.json says, checked."""
+    file = directory / CONFIG_NAME
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        kind = _CONFIGS.get(_fields().validate_python(fields).get("peft_type", ""))
+        if kind is None:
+            raise ModelError(f"is a {fields.get('peft_type')} adapter, not LoRA or a prefix", where=str(directory))
+        config = kind(**{key: value for key, value in fields.items() if key in kind.__dataclass_fields__})
+    except ModelError:
+        raise
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or CONFIG_NAME
+        raise ModelError(f"cannot be read ({place}: {first['msg']})", where=str(file), remedy=_COPY_AGAIN) from error
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, ImportError) as error:
+        raise ModelError(f"cannot be read ({error})", where=str(file), remedy=_COPY_AGAIN) from error
+    config.inference_mode = False
+    return config
+
+
+def _prefix_of(config: PrefixTuningConfig, weights: Mapping[str, Tensor], directory: Path) -> Tensor:
+    prefix = weights.get(PROMPT_KEY)
+    if prefix is None:
+        raise ModelError(f"{PROMPT_KEY} is missing from its weights", where=str(directory), remedy=_COPY_AGAIN)
+    layers, size, heads = config.num_layers, config.token_dim, config.num_attention_heads
+    fits = layers and size and heads and size % heads == 0 and prefix.ndim == 2 and len(prefix)
+    if not fits or prefix.shape[1] != 2 * layers * size:
+        raise ModelError(
+            f"{PROMPT_KEY} has shape {tuple(prefix.shape)}, which is not what {CONFIG_NAME} says",
+            where=str(directory),
+            remedy=_COPY_AGAIN,
+        )
+    return prefix
+
+
+def _check_low_rank(config: PeftConfig, weights: Mapping[str, Tensor], directory: Path) -> None:
+    """See that layers of this rank and these names can be made at all, before memory is asked for.
+
+    Raises:
+        ModelError: The rank is larger than any weight, or a pattern cannot be matched with names in reasonable time.
+    """
+    assert isinstance(config, LoraConfig)
+    ranks = [config.r, *(config.rank_pattern or {}).values()]
+    largest = max((size for weight in weights.values() for size in weight.shape), default=0)
+    if weights and max(ranks) > largest:
+        raise ModelError(
+            f"{CONFIG_NAME} says rank {max(ranks)}, but no side of its weights is longer than {largest}",
+            where=str(directory),
+            remedy=_COPY_AGAIN,
+        )
+    try:
+        with at_most(_PATTERN_SECONDS):
+            for pattern in _patterns(config):
+                for name in weights:
+                    re.match(rf"(.*\.)?({pattern})$", name.partition(".lora_")[0])
+    except (re.error, TimeoutError, RecursionError, OverflowError) as error:
+        raise ModelError(
+            f"a name pattern in {CONFIG_NAME} cannot be used ({error})", where=str(directory), remedy=_COPY_AGAIN
+        ) from error
+
+
+def _patterns(config: LoraConfig) -> Iterable[str]:
+    """What PEFT matches with the names of layers as regular expressions."""
+    yield from (config.rank_pattern or {})
+    yield from (config.alpha_pattern or {})
+    yield from (text for text in (config.target_modules, config.exclude_modules) if isinstance(text, str))
+    layers = config.layers_pattern or ()
+    yield from [layers] if isinstance(layers, str) else layers
 
 
 def modules_of(weights: Mapping[str, Tensor]) -> list[str] | None:
@@ -129,7 +266,7 @@ def mount(network: nn.Module, name: str, saved: SavedAdapter, *, trainable: bool
             mounted.own.load(saved.own)
     except ModelError:
         raise
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise ModelError(
             f"the adapter does not fit this base ({str(error).splitlines()[-1].strip()})",
             where=str(saved.path),

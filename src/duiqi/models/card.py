@@ -6,17 +6,23 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from duiqi.errors import ModelError
 
 CARD_NAME = "duiqi.json"
+_STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
 class Below:
     """An adapter that another one was trained on, and is heard with."""
+
+    __pydantic_config__ = _STRICT
 
     path: str
     """Absolute."""
@@ -29,6 +35,8 @@ class Below:
 @dataclass(frozen=True)
 class ModelCard:
     """Where an adapter or model comes from, and how to talk to it."""
+
+    __pydantic_config__ = _STRICT
 
     stage: str
     """The stage that trained it: pretrain, sft, rm, dpo or ppo."""
@@ -69,10 +77,10 @@ def relative_to_run(path: str, directory: Path) -> str | None:
 
 def find_again(path: str, relative: str | None, directory: Path) -> Path | None:
     """Where something that a card names is now: where it was, or beside the run that was moved with it."""
-    if Path(path).exists():
+    if os.path.exists(path):
         return Path(path)
     moved = run_home(directory) / relative if relative is not None else None
-    return moved.resolve() if moved is not None and moved.exists() else None
+    return moved.resolve() if moved is not None and os.path.exists(moved) else None
 
 
 def read_card(directory: str | Path) -> ModelCard | None:
@@ -85,12 +93,23 @@ def read_card(directory: str | Path) -> ModelCard | None:
     if not path.is_file():
         return None
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        below = tuple(Below(**each) for each in fields.pop("below", ()))
-        return ModelCard(**{**fields, "parents": tuple(fields.get("parents", ())), "below": below})
-    except (ValueError, TypeError) as error:
+        return _reader().validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
         raise ModelError(
-            f"not a valid model card ({error})",
+            f"not a valid model card ({_first_reason(error)})",
             where=str(path),
             remedy="copy the file again from the run that wrote it",
         ) from error
+
+
+@cache
+def _reader() -> TypeAdapter[ModelCard]:
+    return TypeAdapter(ModelCard)
+
+
+def _first_reason(error: OSError | ValidationError) -> str:
+    if isinstance(error, OSError):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else first["msg"]

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,8 +22,8 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 
-from duiqi.errors import ModelError
-from duiqi.models.adapter_files import is_adapter, read_adapter
+from duiqi.errors import DuiqiError, ModelError
+from duiqi.models.adapter_files import is_adapter, read_adapter, refuse_damage
 from duiqi.models.card import ModelCard, find_again, read_card
 from duiqi.models.fingerprint import fingerprint, is_same_base
 from duiqi.models.lineage import read_stack
@@ -61,10 +60,10 @@ def locate(path: str) -> Located:
     """Say what `path` is: a full model (directory or hub name), or an adapter and the base it belongs to.
 
     Raises:
-        ModelError: The directory holds neither, or the base it names is gone.
+        ModelError: The directory holds neither, is a damaged checkpoint, or the base it names is gone.
     """
     directory = Path(path).expanduser()
-    if not directory.exists():
+    if not os.path.exists(directory):
         is_beside_others = "/" in path and directory.parent.is_dir()  # runs/sf for runs/sft, and no name on the hub
         if path.startswith((".", "/", "~")) or path.count("/") > 1 or is_beside_others:
             raise ModelError("there is no such directory", where=path, remedy="check the path")
@@ -73,6 +72,7 @@ def locate(path: str) -> Located:
     if is_adapter(directory):
         return Located(base=_base_of(directory, card), adapter=directory, card=card)
     if (directory / "config.json").is_file():
+        refuse_damage(directory)
         return Located(base=str(directory), adapter=None, card=card)
     if (directory / "checkpoints").is_dir():
         raise ModelError(
@@ -123,7 +123,9 @@ def refusing(problem: str, *, where: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
+    except DuiqiError:
+        raise
+    except Exception as error:  # files of any content, read by libraries that raise whatever they come upon
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if isinstance(error, ImportError):
             remedy = "install the package that is missing, or set attn_implementation: sdpa if it names that setting's"

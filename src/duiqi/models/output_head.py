@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from duiqi.algorithms.log_probs import OutputHead
 from duiqi.errors import ModelError
+from duiqi.guards.culprit import bad_weights
 from duiqi.models.layout import trunk_of
 from duiqi.models.ports.norm_head import NormHead
 
@@ -24,10 +25,19 @@ def output_head_of(network: PreTrainedModel) -> OutputHead:
 
 @torch.no_grad()
 def check_head_splits(model: PreTrainedModel) -> None:
-    """Assert once that trunk and head, called apart, give the model's own logits."""
+    """Assert once that trunk and head, called apart, give the model's own logits.
+
+    Raises:
+        ModelError: They do not, or weights that are nan or inf let nobody say.
+    """
     ids = torch.arange(2, device=next(model.parameters()).device).unsqueeze(0)
     whole = model(input_ids=ids, use_cache=False).logits.float()
     split = output_head_of(model)(trunk_of(model)(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.isfinite(whole).all() and (bad := bad_weights([model])):
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise ModelError(
+            f"weight {bad[0]}{more} of the base holds nan or inf", remedy="copy the base again, or take another one"
+        )
     if not torch.allclose(whole, split, rtol=1e-2, atol=1e-2):
         raise ModelError(
             f"{type(model).__name__} does something unknown between its last hidden state and its logits",

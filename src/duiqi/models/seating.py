@@ -228,8 +228,15 @@ class Seating:
         self._seats[role] = Seat(network, tuple(mounted.in_copy() for mounted in source.stack))
 
     def add_head(self, role: str, weight: Tensor | None = None, *, trainable: bool = True) -> ScalarHead:
-        """Put a head of one output on `role`: with `weight` (1 x H), or zero."""
+        """Put a head of one output on `role`: with `weight` (1 x H), or zero.
+
+        Raises:
+            ModelError: The weight is of another size.
+        """
         head = ScalarHead(self.hidden_size, device=self.device)
+        if weight is not None and weight.shape != head.weight.shape:
+            shapes = f"{tuple(weight.shape)}, expected {tuple(head.weight.shape)}"
+            raise ModelError(f"the head of the {role} has shape {shapes}", remedy="give the base it was trained on")
         with torch.no_grad():
             head.reset_to_zero() if weight is None else head.weight.copy_(weight)
         head.requires_grad_(trainable)

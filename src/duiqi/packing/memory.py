@@ -30,6 +30,8 @@ class MemoryBudget:
     tokens: int
     on_halved: Callable[[int], object] = bool
     """Told the new budget, to say it aloud; by default nobody is."""
+    halvings: int = 0
+    """How often it was halved: a run that goes on elsewhere splits its batches alike, to the last digit."""
 
     def within(self, compute: Callable[[int], Result]) -> Result:
         """What `compute` finds with at most so many tokens at once; begun again with half of them while memory lacks.
@@ -58,10 +60,17 @@ class MemoryBudget:
                 where="tokens_per_micro_batch",
                 remedy="set gradient_checkpointing: true, lower cutoff_len, or take a smaller base or dtype: bfloat16",
             ) from error
-        self.tokens //= 2
+        self.halve_again(1)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.on_halved(self.tokens)
+
+    def halve_again(self, times: int) -> None:
+        """Take up what an earlier process found out."""
+        for _ in range(min(times, self.tokens.bit_length())):
+            if self.tokens // 2 >= SMALLEST:
+                self.tokens //= 2
+                self.halvings += 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:

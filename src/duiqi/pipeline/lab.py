@@ -74,7 +74,7 @@ class Lab:
         for stage in ("pretrain", "sft"):
             name = "base" if stage == "pretrain" else stage
             if not is_done(here / name):
-                demo.train(stage, **_anew(here / name))  # type: ignore[arg-type]
+                demo.train(stage, **_anew(here / name))
             yield name
         for case in CASES:
             if not is_done(here / f"rm_{case}"):

@@ -9,7 +9,6 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from duiqi.planning.advice import Advice, first_change
-from duiqi.planning.disk import DiskPlan, disk_plan
 from duiqi.planning.duration import Duration, estimate
 from duiqi.planning.holdings import Part, laid_side_by_side, weights_held
 from duiqi.planning.machine import converted_bytes, free_disk, free_memory, multiplication_speed, resident
@@ -18,6 +17,7 @@ from duiqi.planning.rows import Rows, count_rows
 from duiqi.planning.sketch import Sketch, sketch
 from duiqi.planning.tally import Moment
 from duiqi.settings.stages import PPOConfig, RewardModelConfig, StageConfig
+from duiqi.training.disk import DiskPlan, disk_plan
 
 UNCOUNTED_BFLOAT16 = (
     "not counted: what oneDNN works with in bfloat16 on a CPU, and the gaps that it leaves; "

@@ -129,7 +129,7 @@ class FunctionScorer:
             )
         try:
             numbers = [float(score) for score in scores]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ScoringError(f"the reward function {self._where} returned something else than numbers") from error
         if bad := [i for i, number in enumerate(numbers) if not math.isfinite(number)]:
             answer = candidates[bad[0]].answer

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from duiqi.data.named_templates import NamedStyle
-from duiqi.data.templates import TOKENIZER_TEMPLATE, Template
+from duiqi.data.templates import TOKENIZER_TEMPLATE, Template, render_chat
 from duiqi.models.card import ModelCard
 from duiqi.types import Message
 
@@ -41,7 +41,7 @@ def with_chat_template(tokenizer: PreTrainedTokenizerBase, template: Template) -
 def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
     """A prompt as the tokenizer's chat template writes it."""
     talk = [{"role": message.role, "content": message.content} for message in messages]
-    return str(tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True))
+    return render_chat(tokenizer, talk, expects_answer=True)
 
 
 def written(template: Template, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:

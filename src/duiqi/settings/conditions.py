@@ -131,6 +131,16 @@ ONLY_WITH: dict[str, tuple[Condition, ...]] = {
     "create_new_adapter": (_one_of("finetuning_type", "lora", "freeze", "p_tuning"),),
     "train_from_scratch": (_one_of("finetuning_type", "full"),),
     **dict.fromkeys(("eval_steps", "load_best_model_at_end", "num_eval_samples", "second_opinion"), (_EVALUATION,)),
+    "save_keep_every": (
+        _above("save_steps", 0),
+        Condition(
+            ("save_total_limit",),
+            lambda value: value is not None,
+            "save_total_limit above 0",
+            reason="all are kept",
+            is_in_help=False,
+        ),
+    ),
     **dict.fromkeys(("run_name", "project"), (_A_TRACKER,)),
     "dpo_label_smoothing": (_one_of("pref_loss", "sigmoid"),),
     "simpo_gamma": (_one_of("pref_loss", "simpo"),),

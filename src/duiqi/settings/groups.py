@@ -201,6 +201,11 @@ class RunSettings:
     """Steps between two checkpoints; 0: at the end only."""
     save_total_limit: Positive | None = 3
     """Checkpoints to keep; best and last are always kept."""
+    save_keep_every: Count = 0
+    """Keep every checkpoint of a multiple of so many steps besides; 0: none."""
+    max_skipped_steps: Count = 3
+    """Steps whose loss or gradient is not finite to pass over before the run stops; 0: stop at the first. One before
+    which none went well always stops it."""
     load_best_model_at_end: bool = False
     """Make the best checkpoint the result, instead of the last."""
     plot_loss: bool = False

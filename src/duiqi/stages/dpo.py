@@ -45,6 +45,7 @@ from duiqi.stages.materials import (
 )
 from duiqi.stages.start import find_start, make_base, make_card, seat_policy, seat_reference
 from duiqi.stages.watching import Watching
+from duiqi.training.disk import check_disk
 from duiqi.training.fit import fit, mean_over
 from duiqi.training.reference import ReferenceMemory, memory_file
 from duiqi.training.session import BestBy, Session, kept
@@ -80,6 +81,9 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     batches = partial(ranking_batches, weighting="pair", packed=base.layout.is_packed)
     plan, total_steps = plan_steps(len(data.items), config.optimizer, config.batch)
     learner = make_learner(base, config.optimizer, total_steps, journal)
+    check_disk(
+        journal, base, tokenizer=tokenizer, settings=config.run, total_steps=total_steps, evaluates=bool(held_out)
+    )
     if needs_reference and config.reference.ref_model is None:
         check_opening(base, next(batches(data, plan.rows(0), max_tokens=learner.budget.tokens)), journal)
     memory = open_memory(base, config) if needs_reference else None

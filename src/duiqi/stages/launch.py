@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-
-from duiqi.errors import GuardStop
-from duiqi.journal.files import atomic_write_json
+from duiqi.errors import GuardStop, Interrupted
 from duiqi.journal.run import Run, linked_checkpoint
 from duiqi.journal.terminal import View
 from duiqi.journal.trackers.registry import make_tracking
@@ -22,8 +14,11 @@ from duiqi.settings.names import listed_names
 from duiqi.settings.resolve import dump
 from duiqi.settings.stages import StageConfig, StageName
 from duiqi.stages import dpo, ppo, pretrain, reward_model, sft
+from duiqi.training.anomaly import keep_anomaly
 from duiqi.training.learner import NonFiniteStep
 from duiqi.training.process import prepared_process
+from duiqi.training.random_state import seed_everything
+from duiqi.training.session import going_on
 from duiqi.types import StageResult
 
 STAGE_RUNNERS: dict[StageName, Callable[[Any, Run], StageResult]] = {
@@ -47,12 +42,11 @@ def run(stage: StageName, config: StageConfig, *, argv: Sequence[str] = (), view
     Raises:
         UserError: Something the user can mend.
         GuardStop: A quantity was nan or inf; the batch is in anomaly/.
-        Interrupted: A signal ended the run after it was saved.
+        Interrupted: A signal ended the run after it was saved, or a second one at once.
     """
     options = config.run
     tracking = make_tracking(listed_names(options.report_to), project=options.project, run_name=options.run_name)
-    random.seed(config.optimizer.seed)
-    torch.manual_seed(config.optimizer.seed)
+    seed_everything(config.optimizer.seed)
     with Run.open(
         options.output_dir,
         stage=stage,
@@ -67,42 +61,32 @@ def run(stage: StageName, config: StageConfig, *, argv: Sequence[str] = (), view
             with prepared_process():
                 result = STAGE_RUNNERS[stage](config, journal)
         except NonFiniteStep as accident:
-            raise _stop(journal, accident.finding, accident.batch) from accident
+            raise _stop(journal, accident) from accident
         except NonFiniteLogits as accident:
-            raise _stop(journal, str(accident), None) from accident
+            raise _stop(journal, NonFiniteStep(str(accident))) from accident
+        except KeyboardInterrupt as impatience:
+            last = linked_checkpoint(journal.directory, "last")
+            if last is None:
+                raise
+            message = f"left at once; the last checkpoint is {last}\n  -> go on with: {going_on(journal)}"
+            raise Interrupted(message, is_saved=False) from impatience
         if options.plot_loss:
             _draw_plots(journal)
         journal.view.done([])
         return result
 
 
-def _stop(journal: Run, finding: str, batch: object) -> GuardStop:
+def _stop(journal: Run, accident: NonFiniteStep) -> GuardStop:
     """Leave the batch in anomaly/ and say where the run was last good."""
     folder = journal.anomaly_dir()
-    if is_dataclass(batch):
-        save_file(tensors_in(batch), folder / "batch.safetensors")
-    atomic_write_json(folder / "finding.json", {"finding": finding})
-    journal.event("finding", name="non_finite", finding=finding)
+    keep_anomaly(folder, accident)
+    journal.event("finding", name="non_finite", finding=accident.finding)
     best = linked_checkpoint(journal.directory, "best") or linked_checkpoint(journal.directory, "last")
     good = f"the last good checkpoint is {best}" if best else "no checkpoint was written before"
     return GuardStop(
-        f"stopped: {finding}; the weights were not updated with it",
+        f"stopped: {accident.finding}; the weights were not updated with it",
         remedy=f"{good}; what led there is in {folder}; try a lower learning_rate, or dtype: float32",
     )
-
-
-def tensors_in(record: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a dataclass and of the dataclasses in it, by dotted name; rows of token ids filled up with -1."""
-    found: dict[str, Tensor] = {}
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if isinstance(value, Tensor):
-            found[prefix + field.name] = value.detach().cpu().contiguous().clone()
-        elif isinstance(value, tuple) and value and isinstance(value[0], tuple):
-            found[prefix + field.name] = pad_sequence(list(map(torch.tensor, value)), True, -1)
-        elif is_dataclass(value):
-            found |= tensors_in(value, f"{prefix}{field.name}.")
-    return found
 
 
 def _draw_plots(journal: Run) -> None:

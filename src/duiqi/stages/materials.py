@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from duiqi.data.encoded import EncodedData, EncodingReport, encode_rankings
@@ -33,6 +34,7 @@ from duiqi.settings.groups import (
 )
 from duiqi.stages.start import Start, tokens_to_add
 from duiqi.training.learner import Learner
+from duiqi.training.scaling import LossScale
 from duiqi.training.schedule import Schedule
 from duiqi.training.session import Cadence
 from duiqi.types import Example
@@ -119,7 +121,10 @@ def load_rows(settings: DataSettings, need: Need, journal: Run, *, seed: int) ->
     rejects = [asdict(row) for report in reports for row in report.rejects]
     if rejects:
         journal.write_rejects(rejects)
-    journal.describe(data=[asdict(file) for report in reports for file in report.files])
+    files, before = [asdict(file) for report in reports for file in report.files], journal.recorded("data")
+    if before is not None and before != files:
+        journal.warn("the data are not those that the run began with, so it goes on to other numbers")
+    journal.describe(data=files)
     return rows
 
 
@@ -243,6 +248,8 @@ def make_learner(
         max_grad_norm=settings.max_grad_norm,
         budget=budget or make_memory_budget(settings, journal),
         faster=dict.fromkeys(second_matrices, settings.loraplus_lr_ratio or 1.0),
+        scale=LossScale() if base.precision == torch.float16 else None,
+        networks=base.networks,
     )
 
 
@@ -254,6 +261,8 @@ def make_cadence(settings: RunSettings, total_steps: int) -> Cadence:
         eval_steps=settings.eval_steps,
         save_steps=settings.save_steps,
         save_total_limit=settings.save_total_limit,
+        save_keep_every=settings.save_keep_every,
+        max_skipped_steps=settings.max_skipped_steps,
         load_best_at_end=settings.load_best_model_at_end,
     )
 

@@ -30,6 +30,7 @@ from duiqi.stages.ppo_credit import Credit
 from duiqi.stages.ppo_evaluation import HeldOut, best_by, kl_budget
 from duiqi.stages.ppo_rollouts import weighted_by_importance
 from duiqi.stages.watching import Watching
+from duiqi.training.disk import check_disk
 from duiqi.training.learner import Learner, NonFiniteStep
 from duiqi.training.session import Session, kept
 from duiqi.training.stopwatch import Stopwatch
@@ -52,6 +53,14 @@ def run(config: PPOConfig, journal: Run) -> StageResult:
         plan = BatchPlan(len(cast.prompts), batch_size=prompts_per_step, seed=seed)
         total_steps = count_steps(len(cast.prompts), prompts_per_step, config.optimizer)
         learner = make_learner(cast.base, config.optimizer, total_steps, journal, budget=cast.measuring.budget)
+        check_disk(
+            journal,
+            cast.base,
+            tokenizer=cast.tokenizer,
+            settings=config.run,
+            total_steps=total_steps,
+            evaluates=bool(cast.held_out),
+        )
         credit = Credit.start(config)
         watching = Watching(
             config.watch,
@@ -87,7 +96,10 @@ def run(config: PPOConfig, journal: Run) -> StageResult:
                 check_opening(cast, sampled, experience, journal)
             experience, credited = credit.assign(experience, scored.total)
             experience, mismatch = weighted_by_importance(experience, sampled, cap=cast.importance_cap)
-            learned = learn(cast, learner, experience, config, step=step)
+            update = partial(learn, cast, learner, experience, config, step=step)
+            learned = session.attempt(step, update, samples=len(rows))
+            if learned is None:
+                continue
             clock.lap("train")
             metrics = {
                 **credited,

@@ -20,6 +20,7 @@ from duiqi.stages.materials import (
     plan_steps,
 )
 from duiqi.stages.start import find_start, make_base, make_card, seat_policy
+from duiqi.training.disk import check_disk
 from duiqi.training.fit import fit
 from duiqi.training.likelihood import perplexity, token_loss
 from duiqi.training.session import BestBy, Session
@@ -49,6 +50,9 @@ def run(config: PretrainConfig, journal: Run) -> StageResult:
     batches = partial(packed_batches, packed=base.layout.is_packed)
     plan, total_steps = plan_steps(len(blocks), config.optimizer, config.batch)
     learner = make_learner(base, config.optimizer, total_steps, journal)
+    check_disk(
+        journal, base, tokenizer=tokenizer, settings=config.run, total_steps=total_steps, evaluates=bool(held_out)
+    )
     card = make_card("pretrain", base, start, None)
     session = Session(
         journal,

@@ -36,6 +36,7 @@ from duiqi.stages.materials import (
     prepare_rankings,
 )
 from duiqi.stages.start import find_start, make_base, make_card, seat_policy
+from duiqi.training.disk import check_disk
 from duiqi.training.fit import fit, mean_over
 from duiqi.training.session import BestBy, Session
 from duiqi.types import StageResult
@@ -67,6 +68,15 @@ def run(config: RewardModelConfig, journal: Run) -> StageResult:
     batches = partial(ranking_batches, weighting=weighting, packed=base.layout.is_packed)
     plan, total_steps = plan_steps(len(data.items), config.optimizer, config.batch)
     learner = make_learner(base, config.optimizer, total_steps, journal)
+    check_disk(
+        journal,
+        base,
+        role="reward",
+        tokenizer=tokenizer,
+        settings=config.run,
+        total_steps=total_steps,
+        evaluates=bool(held_out),
+    )
     card = make_card("rm", base, start, template, role="reward")
     session = Session(
         journal,

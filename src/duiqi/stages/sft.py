@@ -22,6 +22,7 @@ from duiqi.stages.materials import (
     plan_steps,
 )
 from duiqi.stages.start import find_start, make_base, make_card, seat_policy
+from duiqi.training.disk import check_disk
 from duiqi.training.fit import fit
 from duiqi.training.likelihood import perplexity, token_loss
 from duiqi.training.session import BestBy, Session
@@ -49,6 +50,9 @@ def run(config: SFTConfig, journal: Run) -> StageResult:
     families = [item.family for item in data.items]
     plan, total_steps = plan_steps(len(data.items), config.optimizer, config.batch)
     learner = make_learner(base, config.optimizer, total_steps, journal)
+    check_disk(
+        journal, base, tokenizer=tokenizer, settings=config.run, total_steps=total_steps, evaluates=bool(rows.held_out)
+    )
     card = make_card("sft", base, start, template)
     session = Session(
         journal,

@@ -35,7 +35,11 @@ def fit(
     """
     for step in session.steps():
         rows = plan.rows(step - 1)
-        metrics = learner.step(partial(micro_batches, rows), loss_fn, number=step).as_metrics()
+        update = partial(learner.step, partial(micro_batches, rows), loss_fn, number=step)
+        report = session.attempt(step, update, samples=len(rows))
+        if report is None:
+            continue
+        metrics = report.as_metrics()
         if watch is not None:
             watch.stepped(step, metrics)
         session.record(step, metrics, samples=len(rows))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: remember the wish, finish the step, save. A second signal leaves at once."""
+"""Ctrl-C, SIGTERM and SIGUSR1: remember the wish, finish the step, save. A second signal leaves at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__
+)
+"""What terminals, clusters and their time limits send. Windows has no SIGUSR1."""
 
 
 class StopRequest:
@@ -24,22 +27,25 @@ class StopRequest:
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Within this context the first signal only sets the request; the second acts as ever."""
+    """Within this context the first signal only sets the request; the second, whichever it is, acts as ever."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
+    before: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def as_before() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
     def remember(number: int, frame: FrameType | None) -> None:
         del frame
         request.signal_name = signal.Signals(number).name
-        signal.signal(number, before[number] or signal.SIG_DFL)
+        as_before()
 
     for number in SIGNALS:
         signal.signal(number, remember)
     try:
         yield request
     finally:
-        for caught, handler in before.items():
-            signal.signal(caught, handler or signal.SIG_DFL)
+        as_before()

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from duiqi.algorithms.loss import Loss, WeightedSum
-from duiqi.errors import DuiqiError
+from duiqi.errors import DuiqiError, RunError
+from duiqi.guards.culprit import bad_weights, first_bad_module
 from duiqi.guards.finite import first_non_finite
 from duiqi.packing.memory import MemoryBudget
+from duiqi.training.scaling import LossScale
 from duiqi.training.schedule import Schedule
 
 Item = TypeVar("Item")
+
+OPTIMIZER_STATE = frozenset({"step", "exp_avg", "exp_avg_sq"})
+"""What AdamW keeps for a parameter."""
 
 DEFAULT_TOKENS = 4096
 """Tokens computed at once where nothing else is said."""
@@ -27,10 +33,11 @@ class NonFiniteStep(DuiqiError):
     Args:
         finding: Names the first bad quantity.
         batch: The micro-batch in which it appeared, for the anomaly folder.
+        examined: What else was found out, JSON values.
     """
 
-    def __init__(self, finding: str, batch: object = None) -> None:
-        self.finding, self.batch = finding, batch
+    def __init__(self, finding: str, batch: object = None, examined: Mapping[str, Any] | None = None) -> None:
+        self.finding, self.batch, self.examined = finding, batch, examined or {}
         super().__init__(finding)
 
 
@@ -64,6 +71,8 @@ class Learner:
         max_grad_norm: Clip the norm of the mean gradient to this; 0: never.
         budget: Tokens computed at once.
         faster: Parameters that learn at a multiple of the schedule's rate, and the multiple.
+        scale: By what the loss is multiplied on its way back, for networks in float16.
+        networks: What computes the loss, to be looked through when it is not finite.
     """
 
     def __init__(
@@ -75,6 +84,8 @@ class Learner:
         max_grad_norm: float = 1.0,
         budget: MemoryBudget | None = None,
         faster: Mapping[str, float] | None = None,
+        scale: LossScale | None = None,
+        networks: Sequence[nn.Module] = (),
     ) -> None:
         assert parameters, "nothing to train"
         self.parameters = dict(parameters)
@@ -83,6 +94,7 @@ class Learner:
         self.pace = 1.0
         """Multiplies the learning rate: the watch lowers it when a run begins to go wrong."""
         self.budget = budget or MemoryBudget(DEFAULT_TOKENS)
+        self.scale, self.networks = scale, networks
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.parameters.items():
             decays = parameter.ndim > 1 and not name.startswith("heads.")
@@ -105,7 +117,7 @@ class Learner:
         """One update from the summed gradients of all micro-batches, divided once by their summed weight.
 
         Where the memory does not hold a micro-batch, the budget is halved and the step begun again: a backward pass
-        that failed half-way may have left a part of its gradients behind.
+        that failed half-way may have left a part of its gradients behind. So it is where a scaled gradient overflows.
 
         Args:
             micro_batches: The step's rows in micro-batches of at most so many tokens. The result does not depend on
@@ -118,14 +130,16 @@ class Learner:
             NonFiniteStep: The loss or the gradient is not finite; the weights are untouched.
             OutOfMemory: The memory does not hold even one row.
         """
-        sums, last = self.budget.within(lambda tokens: self._gather(micro_batches(tokens), loss_fn))
+        while True:
+            sums, last = self.budget.within(lambda tokens: self._gather(micro_batches(tokens), loss_fn))
+            norm = self._mean_gradient(sums["loss"].weight)
+            if torch.isfinite(norm):
+                break
+            if self.scale is None or not self.scale.lower():
+                named = [(f"gradient of {n}", p.grad) for n, p in self.parameters.items() if p.grad is not None]
+                finding = first_non_finite(named) or f"the norm of the gradient is {float(norm)}"
+                raise self._accident(finding, last, loss_fn)
         means = {name: part.mean for name, part in sums.items()}
-        norm = self._mean_gradient(sums["loss"].weight)
-        if not torch.isfinite(norm):
-            named = [(f"gradient of {n}", p.grad) for n, p in self.parameters.items() if p.grad is not None]
-            finding = first_non_finite(named) or f"the norm of the gradient is {float(norm)}"
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteStep(finding, last)
         rate = self.schedule.at(number) * self.pace
         skipped = skip_above is not None and means.get("ratio", 1.0) > skip_above
         if not skipped:
@@ -135,6 +149,9 @@ class Learner:
         loss_mean = means.pop("loss")
         if skip_above is not None:
             means["skipped"] = float(skipped)
+        if self.scale is not None:
+            means["loss_scale"] = self.scale.value
+            self.scale.hold()
         return StepReport(loss_mean, weight, float(norm), 0.0 if skipped else rate, means)
 
     def _gather(
@@ -147,9 +164,9 @@ class Learner:
         for batch in micro_batches:
             loss = loss_fn(batch)
             if finding := first_non_finite([("loss", loss.total.detach())]):
-                self.optimizer.zero_grad(set_to_none=True)
-                raise NonFiniteStep(finding, batch)
-            loss.total.backward()
+                raise self._accident(finding, batch, loss_fn)
+            total = loss.total if self.scale is None else loss.total * self.scale.value
+            total.backward()
             parts = {"loss": WeightedSum(loss.total.detach(), loss.weight), **loss.stats}
             for name, part in parts.items():
                 sums[name] = sums[name] + part if name in sums else part
@@ -158,8 +175,23 @@ class Learner:
 
     def _mean_gradient(self, weight: Tensor) -> Tensor:
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        torch._foreach_div_(gradients, float(weight))
+        torch._foreach_div_(gradients, float(weight) * (1.0 if self.scale is None else self.scale.value))
         return nn.utils.get_total_norm(gradients)
+
+    def _accident(self, finding: str, batch: Any, loss_fn: Callable[[Any], Loss]) -> NonFiniteStep:
+        """What is raised where a number is not finite, after looking where it comes from; gradients are dropped."""
+        self.optimizer.zero_grad(set_to_none=True)
+        examined: dict[str, Any] = {
+            "weights_not_finite": bad_weights(self.networks),
+            "norms": {name: float(p.detach().norm()) for name, p in self.parameters.items()},
+        }
+        if batch is not None:
+            with torch.random.fork_rng():  # dropout draws again, and nobody else shall notice
+                try:
+                    examined["first_bad_module"] = first_bad_module(self.networks, partial(loss_fn, batch))
+                except RuntimeError as error:
+                    examined["first_bad_module"] = f"unknown: the pass could not be repeated ({error})"
+        return NonFiniteStep(finding, batch, examined)
 
     def _update(self, norm: Tensor, rate: float) -> None:
         if self.max_grad_norm > 0:
@@ -178,9 +210,19 @@ class Learner:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state()` gave."""
+        """Take back what `state()` gave.
+
+        Raises:
+            RunError: It is of another optimizer or of other parameters.
+        """
         self.optimizer.state.clear()
         for key, value in state.items():
-            entry, name = key.split("/", 1)
-            parameter = self.parameters[name]
+            entry, _, name = key.partition("/")
+            parameter = self.parameters.get(name)
+            expected = () if entry == "step" else None if parameter is None else parameter.shape
+            if parameter is None or entry not in OPTIMIZER_STATE or value.shape != expected:
+                raise RunError(
+                    f"the checkpoint's optimizer is another one (first difference: {key})",
+                    remedy="resume with the settings in config.yaml, or start a new output_dir",
+                )
             self.optimizer.state[parameter][entry] = value.to(parameter.device, copy=True)

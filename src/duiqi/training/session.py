@@ -6,14 +6,19 @@ Stages own their loop and call `record` once a step; everything that is the same
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from pydantic import TypeAdapter
 
 from duiqi.errors import Interrupted, RunError
 from duiqi.journal.run import Run
+from duiqi.models.fingerprint import is_same_base
+from duiqi.training.anomaly import keep_anomaly
 from duiqi.training.checkpoint import (
     TrainerState,
     complete_checkpoints,
@@ -21,15 +26,16 @@ from duiqi.training.checkpoint import (
     place_result,
     prune,
     put_aside,
-    random_state,
     read_checkpoint,
     restore_parameters,
-    restore_random_state,
     write_checkpoint,
 )
 from duiqi.training.interruption import StopRequest, listening
-from duiqi.training.learner import Learner
+from duiqi.training.learner import Learner, NonFiniteStep
+from duiqi.training.random_state import random_state, restore_random_state
 from duiqi.types import StageResult, TrainingTotals
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,10 @@ class Cadence:
     eval_steps: int = 0
     save_steps: int = 0
     save_total_limit: int | None = 3
+    save_keep_every: int = 0
     load_best_at_end: bool = False
+    max_skipped_steps: int = 0
+    """Steps of the whole run that may be passed over because a number in them was not finite."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,13 @@ class Progress:
     best_evaluation: dict[str, float] = field(default_factory=dict)
     evaluation: dict[str, float] = field(default_factory=dict)
     evaluated_step: int = -1
+    updates: int = 0
+    """Steps that went well."""
+    skipped: int = 0
+    """Steps that were passed over."""
+
+
+_PROGRESS, _WINDOW = TypeAdapter(Progress), TypeAdapter(Window)
 
 
 class Session:
@@ -136,22 +152,47 @@ class Session:
         with listening() as self._request:
             for step in range(done + 1, self.cadence.total_steps + 1):
                 yield step
-                if self._request:
+                if self._request and step < self.cadence.total_steps:
                     self._stop_here(step)
+
+    def attempt(self, step: int, update: Callable[[], Result], *, samples: int) -> Result | None:
+        """What `update` gives; None where a number was not finite and the step is passed over: there is nothing to
+        record of it.
+
+        A step is passed over while there are some left of `max_skipped_steps`, and never before one went well: what
+        goes wrong from the start is no accident. The weights are those before the bad number.
+
+        Raises:
+            NonFiniteStep: There are none left.
+        """
+        try:
+            return update()
+        except NonFiniteStep as accident:
+            if self._progress.skipped >= self.cadence.max_skipped_steps or not self._progress.updates:
+                raise
+            self._pass_over(step, accident)
+        self._round_off(step, samples=samples)
+        return None
 
     def record(self, step: int, metrics: Mapping[str, float], *, samples: int) -> None:
         """Note what a step did; then log, evaluate and save as the cadence says.
 
         `metrics` begin with what matters most, because that is what the terminal shows.
         """
-        progress, cadence = self._progress, self.cadence
-        progress.loss_sum += metrics.get("loss", 0.0)
-        progress.samples += samples
+        self._progress.loss_sum += metrics.get("loss", 0.0)
+        self._progress.updates += 1
         self._window.add(metrics)
+        self.run.view.progress(step, self.cadence.total_steps, metrics)
+        self._round_off(step, samples=samples)
+
+    def _round_off(self, step: int, *, samples: int) -> None:
+        """Log, evaluate and save as the cadence says."""
+        progress, cadence = self._progress, self.cadence
+        progress.samples += samples
         is_last = step == cadence.total_steps
-        self.run.view.progress(step, cadence.total_steps, metrics)
         if is_last or step % cadence.logging_steps == 0:
-            self.run.metrics(step, {"epoch": self._epoch(), **self._window.means()})
+            skipped = {"skipped_steps": float(progress.skipped)} if progress.skipped else {}
+            self.run.metrics(step, {"epoch": self._epoch(), **self._window.means(), **skipped})
             self._window = Window()
         improved = False
         if is_last or _due(step, cadence.eval_steps):
@@ -170,7 +211,7 @@ class Session:
         seconds = max(progress.seconds, 1e-9)
         totals = TrainingTotals(
             epoch=self._epoch(),
-            train_loss=progress.loss_sum / max(1, steps),
+            train_loss=progress.loss_sum / max(1, steps - progress.skipped),
             train_runtime=round(seconds, 3),
             train_samples_per_second=round(progress.samples / seconds, 3),
             train_steps_per_second=round(steps / seconds, 3),
@@ -188,7 +229,7 @@ class Session:
         )
 
     def roll_back(self, step: int, *, before: int) -> int | None:
-        """Make the best checkpoint the result, and put the later ones aside, in anomaly/: the state of now among them.
+        """Make the best checkpoint the result, and put the later ones, that of now too, in anomaly/checkpoints.
 
         Without an evaluation that chose one, it is the last checkpoint before the step `before`. Resuming goes on from
         there.
@@ -202,7 +243,7 @@ class Session:
         if good not in there:
             good = max((number for number in there if number < before), default=None)
         for number in (number for number in there if good is None or number > good):
-            put_aside(there[number], self.run.anomaly_dir())
+            put_aside(there[number], self.run.anomaly_dir() / "checkpoints")
         if good is None:
             (self.run.directory / "last").unlink(missing_ok=True)
             return None
@@ -238,7 +279,12 @@ class Session:
         best = self._progress.best_step
         self.run.event("checkpoint", step=step, best=best == step)
         always = {directory} | ({self.run.checkpoint_dir(best)} if best is not None else set())
-        prune(directory.parent, keep=self.cadence.save_total_limit, always=always)
+        prune(
+            directory.parent,
+            keep=self.cadence.save_total_limit,
+            always=always,
+            every=self.cadence.save_keep_every,
+        )
 
     def _link(self, step: int) -> None:
         """Let `last` and `best` point where they should; also after a kill between a checkpoint and its links."""
@@ -254,8 +300,11 @@ class Session:
             **random_state(),
         }
         notes: dict[str, Any] = {
-            "progress": vars(self._progress),
-            "window": vars(self._window),
+            "origin": self._origin,
+            "progress": asdict(self._progress),
+            "window": asdict(self._window),
+            "loss_scale": self.learner.scale.state() if self.learner.scale is not None else None,
+            "halvings": self.learner.budget.halvings,
             "stage": self._state[0]() if self._state else {},
         }
         return TrainerState(step=step, tensors=tensors, notes=notes)
@@ -267,7 +316,7 @@ class Session:
             if self.run.is_resumed:
                 self.run.rewind(-1)
             return 0
-        state = read_checkpoint(found[-1])
+        checkpoint, state = self._newest_whole(found)
         total_steps = self.cadence.total_steps
         if state.step > total_steps:
             raise RunError(
@@ -275,26 +324,91 @@ class Session:
                 where=str(self.run.directory),
                 remedy="raise max_steps or num_train_epochs, or start a new output_dir",
             )
-        restore_parameters(self.learner.parameters, state.tensors)
-        optimizer = {n.removeprefix("optimizer/"): t for n, t in state.tensors.items() if n.startswith("optimizer/")}
-        self.learner.load_state(optimizer)
-        self._progress = Progress(**state.notes["progress"])
-        self._window = Window(**state.notes["window"])
-        if self._state:
-            self._state[1](state.notes["stage"])
-        restore_random_state(state.tensors)
+        try:
+            self._take_up(state)
+        except RunError:
+            raise
+        except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
+            raise RunError(
+                f"the checkpoint holds something else than this run needs ({type(error).__name__}: {error})",
+                where=str(checkpoint),
+                remedy="resume with the version and the settings that wrote it, or start a new output_dir",
+            ) from error
         self._saved_step = self._resumed_step = state.step
         self._link(state.step)
         self.run.rewind(state.step)
-        self.run.view.note(f"resumed from {found[-1].name}")
+        self.run.view.note(f"resumed from {checkpoint.name}")
         return state.step
+
+    def _newest_whole(self, found: list[Path]) -> tuple[Path, TrainerState]:
+        """The newest checkpoint that is as it was written; those after it are named and passed over.
+
+        Raises:
+            RunError: All are damaged.
+        """
+        problems: list[RunError] = []
+        for checkpoint in reversed(found):
+            try:
+                return checkpoint, read_checkpoint(checkpoint)
+            except RunError as damage:
+                problems.append(damage)
+                self.run.warn(f"{checkpoint.name} is passed over: {damage.problem}")
+        raise RunError(
+            f"none of {len(found)} checkpoints can be resumed from; of the newest: {problems[0].problem}",
+            where=str(found[-1]),
+            remedy="copy the checkpoints again, or set overwrite_output_dir: true to begin anew",
+        )
+
+    def _take_up(self, state: TrainerState) -> None:
+        """Put everything where the checkpoint has it."""
+        self._refuse_foreign(state)
+        restore_parameters(self.learner.parameters, state.tensors)
+        optimizer = {n.removeprefix("optimizer/"): t for n, t in state.tensors.items() if n.startswith("optimizer/")}
+        self.learner.load_state(optimizer)
+        self._progress = _PROGRESS.validate_python(state.notes["progress"])
+        self._window = _WINDOW.validate_python(state.notes["window"])
+        scale = state.notes["loss_scale"]
+        if self.learner.scale is not None and scale is not None:
+            self.learner.scale = type(self.learner.scale)(**scale)
+        self.learner.budget.halve_again(int(state.notes["halvings"]))
+        if self._state:
+            self._state[1](state.notes["stage"])
+        restore_random_state(state.tensors)
+
+    @property
+    def _origin(self) -> dict[str, str]:
+        """What the run is of, so that a checkpoint of another one is known when it is seen."""
+        parents = self.run.recorded("parents") or {}
+        return {"stage": self.run.stage, "base_fingerprint": str(parents.get("base_fingerprint", ""))}
+
+    def _refuse_foreign(self, state: TrainerState) -> None:
+        ours, theirs = self._origin, state.notes["origin"]
+        bases = ours["base_fingerprint"], str(theirs["base_fingerprint"])
+        if ours["stage"] != theirs["stage"] or (all(bases) and not is_same_base(*bases)):
+            stage = "another base" if ours["stage"] == theirs["stage"] else f"a run of {theirs['stage']}"
+            raise RunError(
+                f"the checkpoint of step {state.step} is of {stage}, which this run cannot go on from",
+                where=str(self.run.directory),
+                remedy="put back the base that the run began with, or start a new output_dir",
+            )
 
     def _stop_here(self, step: int) -> None:
         self._save(step)
         name = self._request.signal_name
         raise Interrupted(
             f"stopped by {name} after step {step} of {self.cadence.total_steps}; everything is saved.\n"
-            f"  -> go on with: duiqi {self.run.stage} {self.run.directory / 'config.yaml'} resume_from_checkpoint=true"
+            f"  -> go on with: {going_on(self.run)}"
+        )
+
+    def _pass_over(self, step: int, accident: NonFiniteStep) -> None:
+        """Keep what a bad step saw, and say that it is left out."""
+        self._progress.skipped += 1
+        folder = self.run.anomaly_dir() / f"step-{step:06d}"
+        keep_anomaly(folder, accident)
+        self.run.event("finding", name="non_finite", step=step, finding=accident.finding)
+        left = self.cadence.max_skipped_steps - self._progress.skipped
+        self.run.warn(
+            f"step {step} is passed over, {left} more may be (max_skipped_steps): {accident.finding}; see {folder}"
         )
 
     @property
@@ -308,6 +422,11 @@ class Session:
         now = time.monotonic()
         self._progress.seconds += now - self._clock
         self._clock = now
+
+
+def going_on(run: Run) -> str:
+    """The command that continues a run."""
+    return f"duiqi {run.stage} {shlex.quote(str(run.directory / 'config.yaml'))} resume_from_checkpoint=true"
 
 
 class Keeps(Protocol):

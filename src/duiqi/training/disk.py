@@ -1,8 +1,10 @@
-"""What a run writes: the bytes of a checkpoint, and of all that are kept."""
+"""What a run writes: the bytes of a checkpoint, and of all that are kept; and whether the disk has room for them."""
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +14,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from duiqi.errors import RunError
+from duiqi.journal.files import MIB
+from duiqi.journal.run import Run
 from duiqi.models.adapter_files import PEFT_PREFIX, PROMPT_KEY, SCORE_KEY
 from duiqi.models.shared_base import SharedBase
 from duiqi.settings.groups import RunSettings
-from duiqi.training.checkpoint import random_state
+from duiqi.training.random_state import random_state
 
-SMALL_FILES = 4096
-"""Bytes of a checkpoint's JSON files together, about: the card, the adapter's configuration, the bookkeeping."""
+SMALL_FILES = 5120
+"""Bytes of a checkpoint's JSON files together, about: the card, the adapter's configuration, bookkeeping, checksums."""
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
 
@@ -55,8 +60,52 @@ def disk_plan(
     if evaluates:
         due |= _multiples(settings.eval_steps, total_steps)
     limit = settings.save_total_limit
-    kept = len(due) if limit is None else min(len(due), max(limit, 2 if evaluates else 1))
+    if limit is None:
+        return DiskPlan(size, len(due), size * len(due))
+    forever = due & _multiples(settings.save_keep_every, total_steps)
+    counted = len(due) - len(forever)
+    kept = len(forever) + min(counted, max(limit, 2 if evaluates else 1))
     return DiskPlan(size, kept, size * min(len(due), kept + 1))
+
+
+def check_disk(
+    journal: Run,
+    base: SharedBase,
+    *,
+    role: str = "policy",
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RunSettings,
+    total_steps: int,
+    evaluates: bool,
+) -> None:
+    """Say what the run will write, and refuse it where the disk can never hold that; what it wrote before counts as
+    room.
+
+    Raises:
+        RunError: Even the checkpoints that are certain to be written do not fit.
+    """
+    sizes = {
+        is_best_kept: disk_plan(
+            base, role, tokenizer, settings=settings, total_steps=total_steps, evaluates=is_best_kept
+        ).most
+        for is_best_kept in {False, evaluates}
+    }
+    checkpoints = journal.checkpoint_dir(0).parent
+    room = shutil.disk_usage(journal.directory).free + sum(
+        path.stat().st_size for path in checkpoints.rglob("*") if path.is_file()
+    )
+    needed, most = sizes[False], sizes[evaluates]
+    what = f"checkpoints take up to {math.ceil(most / MIB)} MiB, {room // MIB} MiB are free"
+    if needed > room:
+        raise RunError(
+            f"the disk is too small for this run: {what}",
+            where=str(journal.directory),
+            remedy="free some space, set save_total_limit: 1 and save_keep_every: 0, or output_dir on another disk",
+        )
+    if most > room:
+        journal.warn(f"the disk may become full: {what}")
+    else:
+        journal.view.note(what)
 
 
 def _multiples(every: int, total_steps: int) -> set[int]:
