@@ -380,7 +380,7 @@ class TestDump:
         known = [setting.name for setting in known_settings("ppo")]
         dumped = list(dump(config))
         assert dumped == [name for name in known if name in dumped]
-        idle = {"generation_batch_size", "quantization_type", "double_quantization", "add_tokens", "save_keep_every"}
+        idle = {"generation_batch_size", "quantization_type", "double_quantization", "add_tokens"}
         tuning = {"freeze_trainable_layers", "freeze_trainable_modules", "pre_seq_len", "prefix_projection"}
         scores = {"overlong_penalty", "short_answer_penalty", "score_std_coef"}
         assert set(known) - set(dumped) == idle | tuning | scores

@@ -35,6 +35,7 @@ PPO: dict[str, Any] = {
     "eval_steps": 5,
     "save_steps": 5,
     "save_total_limit": 100,
+    "accept_weak_reward_model": True,
 }
 """What differs from the demo's PPO: nothing forbids an empty answer, the reference holds the policy back a tenth as
 much, and it goes on for longer."""
