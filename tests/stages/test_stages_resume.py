@@ -21,7 +21,7 @@ from duiqi.cli.main import main
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {"max_steps": 10, "save_steps": 2, "lora_dropout": 0.1},
-    "ppo": {"max_steps": 6, "save_steps": 2, "kl_target": 1.0, "critic": "adapter", "eval_steps": 3},
+    "ppo": {"max_steps": 6, "save_steps": 2, "kl_target": 1.0, "critic": "adapter", "eval_steps": 3, "watch": "warn"},
 }
 WEIGHTS = "adapter_model.safetensors"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.conftest import Workshop
+from tests.stages.test_stages_ppo import open_cast
 
 import duiqi
 from duiqi.errors import GuardStop, SettingsError
 from duiqi.rollouts.scoring import Candidate, ScoreMix
 from duiqi.settings.resolve import resolve
 from duiqi.stages.ppo_credit import Credit
+from duiqi.stages.ppo_evaluation import what_pays
 from duiqi.training.session import BestBy
 
 REWARDS = """
@@ -158,7 +162,9 @@ def test_the_best_checkpoint_keeps_within_its_ceilings() -> None:
 
 def test_a_second_opinion_chooses_the_best_and_is_logged(workshop: Workshop, tmp_path: Path, rewards: str) -> None:
     out = tmp_path / "ppo"
-    settings = workshop.settings("ppo", out, second_opinion=f"{rewards}:length", max_steps=4, eval_steps=1)
+    settings = workshop.settings(
+        "ppo", out, second_opinion=f"{rewards}:length", max_steps=4, eval_steps=1, watch="warn"
+    )
     duiqi.run("ppo", **settings)
     evaluated = {line["step"]: line for line in lines(out / "metrics.jsonl") if "eval_opinion" in line}
     assert sorted(evaluated) == [0, 1, 2, 3, 4]
@@ -172,6 +178,52 @@ def test_a_second_opinion_may_be_an_adapter_on_the_same_base(workshop: Workshop,
     duiqi.run("ppo", **workshop.settings("ppo", tmp_path, second_opinion=workshop.rm, max_steps=1))
     line = next(line for line in lines(tmp_path / "metrics.jsonl") if "eval_opinion" in line)
     assert line["eval_opinion"] == pytest.approx(line["eval_score"], abs=1e-5)
+
+
+class Liking:
+    """A reward model that likes one thing about an answer."""
+
+    name = "liking"
+
+    def __init__(self, liked: Callable[[Candidate], float]) -> None:
+        self._liked = liked
+
+    def score(self, candidates: Sequence[Candidate]) -> torch.Tensor:
+        return torch.tensor([self._liked(candidate) for candidate in candidates])
+
+
+@pytest.mark.parametrize(
+    ("liked", "expected"),
+    [
+        (lambda candidate: -len(candidate.answer_ids), {"pays/nothing": 1.0, "pays/cut": 1.0, "pays/twice": 0.0}),
+        (lambda candidate: len(candidate.answer_ids), {"pays/nothing": 0.0, "pays/cut": 0.0, "pays/twice": 1.0}),
+        (lambda _: 1.0, {"pays/nothing": 0.0, "pays/cut": 0.0, "pays/twice": 0.0}),
+    ],
+)
+def test_what_a_reward_model_would_pay_for_is_tried_before_the_policy_finds_it(
+    workshop: Workshop, tmp_path: Path, liked: Callable[[Candidate], float], expected: dict[str, float]
+) -> None:
+    cast = replace(open_cast(workshop, tmp_path), scorer=ScoreMix(((Liking(liked), 1.0),)))
+    assert what_pays(cast, cast.answer(range(6), step=1)) == expected
+
+
+def test_a_function_is_not_asked_for_answers_that_nobody_gave(workshop: Workshop, tmp_path: Path, rewards: str) -> None:
+    cast = open_cast(workshop, tmp_path / "ppo", reward_model=f"{rewards}:length")
+    assert what_pays(cast, cast.answer(range(2), step=1)) == {}
+
+
+def test_a_reward_model_that_pays_for_silence_stops_the_run_and_keeps_its_policy(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    """It is an alarm about the reward model: the best checkpoint is still the one with the best score."""
+    settings = workshop.settings(
+        "ppo", tmp_path, max_steps=20, eval_steps=2, watch_limits="silence_pays=-1", learning_rate=1e-5
+    )
+    with pytest.raises(GuardStop, match="silence_pays"):
+        duiqi.run("ppo", **settings)
+    end = events(tmp_path, "stopped_by_watch")[0]
+    assert end["step"] == 4
+    assert end["best_step"] in (2, 4)
 
 
 def test_an_ensemble_pays_for_agreement() -> None:

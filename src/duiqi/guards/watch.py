@@ -106,6 +106,8 @@ class Alarm:
     """The answers that show it, the worst first; None where no single answer does."""
     chance: Literal["share", "mean"] | None = None
     """What the metric is of the answers, where chance moves it: a share of them, or a mean in units of their spread."""
+    is_of_reward: bool = False
+    """Whether it is about the reward model and not the policy: then it says nothing against a checkpoint."""
     only_warns: bool = False
     """Whether it goes no further than the first rung: what it sees need not ruin a run."""
 
@@ -201,10 +203,17 @@ PPO_ALARMS: tuple[Alarm, ...] = (
 
 HELD_OUT_ALARMS: tuple[Alarm, ...] = (
     *(alarm for alarm in PPO_ALARMS if alarm.metric not in ("entropy", "score_outlier", "ratio", "explained_variance")),
+    Alarm("silence_pays", "pays/nothing", "above", 0.5, "for {now:.0%} of the prompts no answer at all scores higher"
+          " than the policy's", _EXAMINE, chance="share", is_of_reward=True),
+    Alarm("cutting_pays", "pays/cut", "above", 0.5, "for {now:.0%} of the prompts a third of the policy's answer"
+          " scores higher than the whole", _EXAMINE, chance="share", is_of_reward=True, only_warns=True),
+    Alarm("repeating_pays", "pays/twice", "above", 0.5, "for {now:.0%} of the prompts the policy's answer scores"
+          " higher when it is said twice", _EXAMINE, chance="share", is_of_reward=True, only_warns=True),
     Alarm("second_opinion", "opinion_loss", "above", 0.25, "the score rises and the second opinion falls, by {now:.2f}"
           " of its spread", f"{_EXAMINE}; {_HOLD}", _best, chance="mean"),
 )  # fmt: skip
-"""What held-out answers are watched for: the same, and what a second opinion says of them."""
+"""What held-out answers are watched for: the same, what the reward model would pay for instead, and what a second
+opinion says of them."""
 
 PREFERENCE_ALARMS: tuple[Alarm, ...] = (
     Alarm("chosen_falls", "rewards/chosen", "below", -5.0, "the better answers become ever less likely (reward"
@@ -285,8 +294,9 @@ class Watch:
 
     @property
     def ringing(self) -> set[str]:
-        """The alarms that rang at the last look, those that only warn left out."""
-        return {alarm.name for alarm in self.alarms if self.in_a_row.get(alarm.name) and not alarm.only_warns}
+        """The alarms about the policy that rang at the last look, those that only warn left out."""
+        told = (alarm for alarm in self.alarms if not alarm.only_warns and not alarm.is_of_reward)
+        return {alarm.name for alarm in told if self.in_a_row.get(alarm.name)}
 
     def look(self, step: int, metrics: Mapping[str, float], answers: Sequence[Answer] = ()) -> list[Finding]:
         """Take in the metrics of a step; the findings that reached a new rung, the gravest first."""

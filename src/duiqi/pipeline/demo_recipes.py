@@ -90,7 +90,13 @@ class Sizes:
             model={**_model(), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
             steps={
                 **dict.fromkeys(("pretrain", "sft", "rm", "dpo"), few),
-                "ppo": {"max_steps": 2, "rollout_batch_size": 8, "mini_batch_size": 4, "eval_steps": 1},
+                "ppo": {
+                    "max_steps": 2,
+                    "rollout_batch_size": 8,
+                    "mini_batch_size": 4,
+                    "eval_steps": 1,
+                    "watch": "off",  # a reward model of three steps is no good, and is not meant to be
+                },
                 "lab": {"max_steps": 2, "eval_steps": 1, "save_steps": 1},
             },
         )

@@ -45,6 +45,7 @@ FAMILIES = (
     Family("Alarms that ring", ("findings",), "of the watch, on held-out answers", False, False),
     Family("Variety", ("distinct*", "self_bleu*"), "distinct n-grams, share"),
     Family("Repetition", ("repetition*", "self_similarity"), "within an answer, and between answers", False),
+    Family("What would pay more", ("pays/*",), "share of prompts for which the reward model likes that better", False),
     Family("Other language", ("language_switch",), "than the prompt's, share", False, False),
     Family("Entropy", ("entropy*",), "nats per token; a collapse is a warning"),
     Family("Perplexity", ("perplexity",), "exp of the loss", False, False),

@@ -164,6 +164,12 @@ class ScoreMix:
             taken.append(next(name for name in numbered(scorer.name) if name not in taken))
         return taken
 
+    @property
+    def models(self) -> ScoreMix | None:
+        """The same without functions, which need not stand answers that nobody gave; None where nothing is left."""
+        parts = tuple(part for part in self.parts if not isinstance(part[0], FunctionScorer))
+        return ScoreMix(parts, self.std_coefficient) if parts else None
+
     def score(self, candidates: Sequence[Candidate]) -> Scored:
         scores = [scorer.score(candidates) for scorer, _ in self.parts]
         weighted = torch.stack([score * weight for score, (_, weight) in zip(scores, self.parts, strict=True)])

@@ -131,6 +131,10 @@ class Cast:
         ]
         return Answered(rollouts, candidates, groups)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer, as the reward models read it."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
     def score(self, answered: Answered) -> Scored:
         """Scores as the reward models gave them."""
         return self.scorer.score(answered.candidates)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -52,6 +53,7 @@ class HeldOut:
             "score": float(scores.mean()),
             "kl": float(kl.mean()),
             **answer_statistics(answered.rollouts, answered.questions),
+            **what_pays(cast, answered),
         }
         opinions = None
         if cast.second_opinion is not None:
@@ -80,6 +82,32 @@ class HeldOut:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
         self._best = dict(state)
+
+
+def what_pays(cast: Cast, answered: Answered) -> dict[str, float]:
+    """Share of answers that the reward models score lower than what a policy could say instead, without trying:
+
+    nothing at all, the first third of the answer, and the answer twice. PPO finds what pays, so this is known before
+    it does. Functions are not asked: they need not stand answers that nobody gave.
+    """
+    if (scorer := cast.scorer.models) is None:
+        return {}
+    stop = cast.template.stop_token_ids[0]
+    bodies = [rollout.answer_ids[:-1] if rollout.finished else rollout.answer_ids for rollout in answered.rollouts]
+    instead: dict[str, list[tuple[int, ...]]] = {
+        "nothing": [()] * len(bodies),
+        "cut": [body[: len(body) // 3] for body in bodies],
+        "twice": [body * 2 for body in bodies],
+    }
+    own = scorer.score(answered.candidates).total
+    found = {}
+    for name, others in instead.items():
+        candidates = [
+            replace(candidate, answer=cast.decode(body), answer_ids=(*body, stop))
+            for candidate, body in zip(answered.candidates, others, strict=True)
+        ]
+        found[f"pays/{name}"] = float((scorer.score(candidates).total > own).float().mean())
+    return found
 
 
 def sample_rows(answered: Answered, count: int, **numbers: Tensor | None) -> list[dict[str, Any]]:
