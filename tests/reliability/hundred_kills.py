@@ -40,7 +40,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "sft": {"max_steps": 12, "lora_dropout": 0.1},
     "rm": {"max_steps": 8, "eval_steps": 3, "lora_dropout": 0.1},
     "dpo": {"max_steps": 8, "eval_steps": 3},
-    "ppo": {"max_steps": 6, "eval_steps": 3, "kl_target": 1.0, "critic": "adapter"},
+    "ppo": {"max_steps": 6, "eval_steps": 3, "kl_target": 1.0, "critic": "adapter", "watch": "warn"},
 }
 WEIGHTS = "adapter_model.safetensors"
 GIVE_UP_SECONDS = 300.0

@@ -26,7 +26,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "sft": {"lora_dropout": 0.1, "val_size": 0.2, "eval_steps": 2, "load_best_model_at_end": True},
     "rm": {"lora_dropout": 0.1, "eval_steps": 2},
     "dpo": {"eval_steps": 2},
-    "ppo": {"kl_target": 1.0, "eval_steps": 2, "critic": "adapter"},
+    "ppo": {"kl_target": 1.0, "eval_steps": 2, "critic": "adapter", "watch": "warn"},
 }
 
 
