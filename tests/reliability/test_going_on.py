@@ -231,7 +231,7 @@ class TestSkippedSteps:
         assert result.steps == 4
         assert json.loads((tmp_path / "anomaly/step-000002/finding.json").read_text())["finding"].startswith("loss: 1")
         assert metrics(tmp_path)[-1 if stage == "sft" else -2]["skipped_steps"] == 2
-        assert [event["step"] for event in events(tmp_path) if event["kind"] == "finding"] == [2, 4]
+        assert [event["step"] for event in events(tmp_path) if event.get("name") == "non_finite"] == [2, 4]
         assert (tmp_path / WEIGHTS).exists()
 
     @pytest.mark.parametrize(("bad", "budget"), [({3}, 0), ({2, 3}, 1), ({1}, 3)], ids=["none", "used up", "at once"])
