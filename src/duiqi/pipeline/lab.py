@@ -41,6 +41,9 @@ PPO: dict[str, Any] = {
 """What differs from the demo's PPO: nothing forbids an empty answer, the reference holds the policy back a quarter as
 much, and it takes more and smaller steps, each a fifth, so that one can see what happens."""
 
+LONGER: dict[str, dict[str, Any]] = {"brief": {"max_steps": 200}}
+"""The hole of the brief labeller's reward model is found late; the short answers that it likes are soon computed."""
+
 
 @dataclass(frozen=True)
 class Lab:
@@ -92,7 +95,7 @@ class Lab:
     def practise(self, demo: Demo, case: str, watch: str, directory: Path) -> None:
         """One run of PPO; that the watch ends it is a result."""
         reward = str(demo.directory / f"rm_{case}")
-        changes = {**PPO, **self.sizes.steps.get("lab", {})}
+        changes = {**PPO, **LONGER.get(case, {}), **self.sizes.steps.get("lab", {})}
         try:
             demo.train("ppo", reward_model=reward, watch=watch, **changes, **_anew(directory))
         except GuardStop as stop:
