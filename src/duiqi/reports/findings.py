@@ -23,6 +23,7 @@ def findings(record: RunRecord) -> Markup | None:
     found = findings_of(record)
     if not found:
         return None
+    has_evidence = any(event.get("evidence") for event in found)
     rows = [
         element(
             "tr",
@@ -35,11 +36,12 @@ def findings(record: RunRecord) -> Markup | None:
             ),
             element("td", f"{brief(event['value'])} (limit {brief(event['limit'])})"),
             element("td", _DONE.get(str(event["action"]), str(event["action"]))),
-            element("td", _evidence(event.get("evidence") or [])),
+            element("td", _evidence(event.get("evidence") or [])) if has_evidence else None,
         )
         for event in found
     ]
-    head = element("tr", [element("th", name) for name in ("step", "what", "value", "what was done", "for instance")])
+    names = ("step", "what", "value", "what was done", *(["for instance"] if has_evidence else []))
+    head = element("tr", [element("th", name, class_="when") for name in names])
     return element(
         "div",
         element("h3", f"What the watch saw in {record.name}"),
