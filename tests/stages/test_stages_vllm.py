@@ -150,8 +150,8 @@ def test_a_small_difference_is_weighted_and_a_large_one_stops_the_run(
 def test_a_resumed_run_hands_over_the_policy_of_its_checkpoint(
     settings: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    duiqi.run("ppo", **settings(max_steps=2, save_steps=1))
-    resumed = duiqi.run("ppo", **settings(max_steps=3, resume_from_checkpoint=True))
+    duiqi.run("ppo", **settings(max_steps=2, save_steps=1, watch="warn"))
+    resumed = duiqi.run("ppo", **settings(max_steps=3, resume_from_checkpoint=True, watch="warn"))
     assert resumed.resumed_step == 2
     assert len(list((tmp_path / "run" / "vllm" / "adapters").iterdir())) == 1
 
