@@ -157,7 +157,7 @@ class LabOptions:
     output_dir: str = "runs/lab"
     """Where worlds, runs, lab.json and the page lab.html are written. One that was interrupted is gone on with."""
     seeds: str = "0"
-    """Seeds of the worlds, with commas between, or a range: 0-4. Each takes a quarter of an hour on two cores."""
+    """Seeds of the worlds, with commas between, or a range: 0-4. Each takes about half an hour of one core."""
     quick: bool = False
     """A few steps per stage: shows that everything works, not what happens."""
 
