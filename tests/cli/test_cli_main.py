@@ -126,7 +126,7 @@ class TestHelp:
         self, name: str, columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("COLUMNS", columns)
-        assert main([name, "--help"]) == 0
+        assert main([*name.split(), "--help"]) == 0
         text = capsys.readouterr().out
         for setting in settings_of(name):
             assert re.search(rf"^  --{setting.name}( |$)", text, re.MULTILINE), setting.name

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from duiqi.cli.command import ANY_SETTINGS, Command
+from duiqi.cli.data_commands import DATA_COMMANDS
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One command: how the help presents it and what runs it."""
-
-    summary: str
-    group: str
-    usage: str
-    example: str
-    runner: str
-    """`module:function`; the function takes the command's name and its parsed arguments."""
-
-
-_ANY_SETTINGS = "[setting=value | --setting value] ..."
-_STAGE_USAGE = f"[RECIPE.yaml] {_ANY_SETTINGS}"
+_STAGE_USAGE = f"[RECIPE.yaml] {ANY_SETTINGS}"
 
 
 def _stage(summary: str, example: str) -> Command:
@@ -29,14 +18,14 @@ COMMANDS: dict[str, Command] = {
     "demo": Command(
         "Go the whole way in a small built-in world, report included.",
         "Start here",
-        _ANY_SETTINGS,
+        ANY_SETTINGS,
         "duiqi demo --output_dir runs/demo --seed 0",
         "duiqi.cli.runners:demo",
     ),
     "lab": Command(
         "Watch a reward model being exploited where the truth is known.",
         "Start here",
-        f"overoptimisation {_ANY_SETTINGS}",
+        f"overoptimisation {ANY_SETTINGS}",
         "duiqi lab overoptimisation --output_dir runs/lab --seeds 0-4",
         "duiqi.cli.runners:lab",
     ),
@@ -56,7 +45,7 @@ COMMANDS: dict[str, Command] = {
         "duiqi rm --model_name_or_path models/base --dataset preferences.json --output_dir runs/rm",
     ),
     "dpo": _stage(
-        "Learn from preferences directly: DPO, IPO, KTO, ORPO, SimPO, CPO.",
+        "Learn from preferences: DPO, IPO, KTO, ORPO, SimPO, CPO.",
         "duiqi dpo --model_name_or_path models/base --adapter_name_or_path runs/sft --dataset preferences.json"
         " --output_dir runs/dpo",
     ),
@@ -68,35 +57,36 @@ COMMANDS: dict[str, Command] = {
     "plan": Command(
         "Say what a run will need: memory, steps, time, disk.",
         "Train",
-        f"STAGE [RECIPE.yaml] [--json] {_ANY_SETTINGS}",
+        f"STAGE [RECIPE.yaml] [--json] {ANY_SETTINGS}",
         "duiqi plan sft --model_name_or_path models/base --dataset demonstrations.json --output_dir runs/sft",
         "duiqi.cli.runners:plan",
     ),
+    **DATA_COMMANDS,
     "generate": Command(
         "Answer a file of prompts, one JSON line each.",
         "Use",
-        f"MODEL_OR_RUN FILE --output_file OUT.jsonl {_ANY_SETTINGS}",
+        f"MODEL_OR_RUN FILE --output_file OUT.jsonl {ANY_SETTINGS}",
         "duiqi generate runs/ppo prompts.jsonl --output_file answers.jsonl",
         "duiqi.cli.runners:generate",
     ),
     "score": Command(
         "Score a file of answers or pairs with a reward model.",
         "Use",
-        f"REWARD_RUN FILE --output_file OUT.jsonl {_ANY_SETTINGS}",
+        f"REWARD_RUN FILE --output_file OUT.jsonl {ANY_SETTINGS}",
         "duiqi score runs/rm answers.jsonl --output_file scores.jsonl",
         "duiqi.cli.runners:score",
     ),
     "chat": Command(
         "Talk to a model in the terminal.",
         "Use",
-        f"MODEL_OR_RUN {_ANY_SETTINGS}",
+        f"MODEL_OR_RUN {ANY_SETTINGS}",
         "duiqi chat runs/ppo",
         "duiqi.cli.runners:chat",
     ),
     "export": Command(
         "Merge a run into one plain model that needs nothing of duiqi.",
         "Use",
-        f"MODEL_OR_RUN --output_dir DIR {_ANY_SETTINGS}",
+        f"MODEL_OR_RUN --output_dir DIR {ANY_SETTINGS}",
         "duiqi export runs/ppo --output_dir models/aligned",
         "duiqi.cli.runners:export",
     ),
@@ -110,8 +100,21 @@ COMMANDS: dict[str, Command] = {
     "exam": Command(
         "Examine a reward model before a policy learns from it.",
         "Look",
-        f"REWARD_RUN_OR_FUNCTION {_ANY_SETTINGS}",
+        f"REWARD_RUN_OR_FUNCTION {ANY_SETTINGS}",
         "duiqi exam runs/rm",
         "duiqi.cli.runners:exam",
     ),
 }
+
+FAMILIES: dict[str, str] = {"data": "Look at data, check it, convert it, and make preferences of it."}
+"""The first words that several commands share (`data check`, `data show`), with what they are about."""
+
+
+def command_of(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The command named first, of two words or of one, and the words behind it.
+
+    >>> command_of(["ppo", "recipe.yaml"])
+    ('ppo', ['recipe.yaml'])
+    """
+    of_two = " ".join(words[:2])
+    return (of_two, list(words[2:])) if of_two in COMMANDS else (words[0], list(words[1:]))

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from duiqi.cli.commands import COMMANDS
+from duiqi.cli.commands import COMMANDS, FAMILIES
 
 if TYPE_CHECKING:
     from duiqi.settings.describe import SettingInfo
@@ -21,7 +21,7 @@ _EXIT_CODES = {
     "130": "interrupted before there was anything to save",
 }
 
-_OVERVIEW_INDENT = 13
+_OVERVIEW_INDENT = 17
 
 _EXAMPLES = (
     "duiqi demo --output_dir runs/demo",
@@ -50,6 +50,16 @@ def overview(version: str) -> str:
     for code, meaning in _EXIT_CODES.items():
         lines += _row(code, meaning, indent=_OVERVIEW_INDENT, width=width)
     return "\n".join([*lines, "", "Examples", *(f"  {example}" for example in _EXAMPLES)])
+
+
+def family_help(family: str) -> str:
+    """The commands of a family (`duiqi data`), each with one line."""
+    width = _width()
+    lines = [f"duiqi {family}: {FAMILIES[family]}", "", f"Usage: duiqi {family} COMMAND ...", ""]
+    for name, command in COMMANDS.items():
+        if name.startswith(f"{family} "):
+            lines += _row(name.removeprefix(f"{family} "), command.summary, indent=_OVERVIEW_INDENT, width=width)
+    return "\n".join([*lines, "", f"`duiqi {family} COMMAND --help` shows the settings of a command."])
 
 
 def command_help(name: str, settings: Sequence[SettingInfo]) -> str:

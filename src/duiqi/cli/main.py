@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from duiqi.cli.commands import COMMANDS
-from duiqi.cli.help import command_help, overview
+from duiqi.cli.commands import COMMANDS, FAMILIES, command_of
+from duiqi.cli.help import command_help, family_help, overview
 from duiqi.errors import DuiqiError, Interrupted, SettingsError, did_you_mean
 
 _INTERRUPTED = 130
@@ -49,10 +49,14 @@ def _run(words: list[str]) -> None:
     if words[0] == "--version":
         _say(f"duiqi {_version()}")
         return
-    name, *rest = words
+    name, rest = command_of(words)
+    if name in FAMILIES and (not rest or rest[0] in ("--help", "-h", "help")):
+        _say(family_help(name))
+        return
     if name not in COMMANDS:
-        remedy = did_you_mean(name, COMMANDS) or "`duiqi --help` lists the commands"
-        raise SettingsError(f"there is no command {name!r}", remedy=remedy)
+        typed, where = (f"{name} {rest[0]}", f"duiqi {name}") if name in FAMILIES else (name, "duiqi --help")
+        remedy = did_you_mean(typed, COMMANDS) or f"`{where}` lists the commands"
+        raise SettingsError(f"there is no command {typed!r}", remedy=remedy)
 
     from duiqi.cli.arguments import parse
     from duiqi.cli.options import settings_of, words_of
@@ -60,7 +64,7 @@ def _run(words: list[str]) -> None:
     if "--help" in rest or "-h" in rest:
         _say(command_help(name, settings_of(name)))
         return
-    _load(COMMANDS[name].runner)(name, parse(words, words_of(name)))
+    _load(COMMANDS[name].runner)(name, parse([name, *rest], words_of(name)))
 
 
 def _explain(error: BaseException, *, is_debugging: bool) -> int:

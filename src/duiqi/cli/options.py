@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt, Le
 from pydantic.dataclasses import dataclass
 
+from duiqi.cli.data_options import DATA_CONFIGS
 from duiqi.settings.describe import SettingInfo, describe
 from duiqi.settings.groups import GROUP, Count, NonNegative, Positive
 from duiqi.settings.stages import STAGE_DEFAULTS, STAGES
@@ -274,6 +275,7 @@ CONFIGS: dict[str, type] = {
     "demo": DemoConfig,
     "lab": LabConfig,
     "env": EnvironmentConfig,
+    **DATA_CONFIGS,
 }
 
 DEFAULTS: dict[str, Mapping[str, Any]] = {
