@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duiqi.data.negatives import MAKERS, ORIGIN, make_negatives
+from duiqi.data.negatives import MAKERS, ORIGIN, make_negatives, without_wordless_winners
 from duiqi.playground.world import World
 from duiqi.types import Example, Message, Origin
 
@@ -46,3 +46,29 @@ def test_a_row_with_next_to_nothing_in_it_is_no_obstacle() -> None:
     made = make_negatives(bare, 1.0, seed=0)
     assert len(made) == 1
     assert made[0].answers[1] not in ("", "x")
+
+
+def ranked(*answers: str) -> Example:
+    return Example("ranking", (Message("user", "Who are you?"),), answers, Origin("home.json"))
+
+
+@pytest.mark.parametrize(
+    ("answers", "left"),
+    [
+        (("I am Mei.", "."), ("I am Mei.", ".")),
+        ((".", "I am Mei."), None),
+        (("……", "我是小梅。", "。"), ("我是小梅。", "。")),
+        (("I am Mei.", "\n", "Who?"), ("I am Mei.", "Who?")),
+        ((".", "..."), (".", "...")),
+    ],
+)
+def test_an_answer_without_a_word_may_lose_to_a_written_one_and_never_win(
+    answers: tuple[str, ...], left: tuple[str, ...] | None
+) -> None:
+    kept, dropped = without_wordless_winners([ranked(*answers)])
+    assert [example.answers for example in kept] == ([left] if left else [])
+    assert dropped == (0 if left == answers else 1)
+
+
+def test_fair_labels_lose_nothing() -> None:
+    assert without_wordless_winners(EXAMPLES) == (EXAMPLES, 0)

@@ -72,7 +72,7 @@ def test_the_lines_say_the_grade_the_reason_and_what_to_do(fond_of_nothing: Exam
     assert lines[0].startswith("── runs/rm: grade F")
     assert verdict(fond_of_nothing) == (
         "It should not be used as it is, because of exploits. Train it again with probe_negatives: 0.1, or more than"
-        " it had, and without pairs that prefer next to nothing."
+        " it had."
     )
     assert lines[1].startswith("   It should not be used as it is")
     text = "\n".join(lines)

@@ -3,11 +3,15 @@
 The examination (`evaluation.probes`) tries other forms, with other phrases: lone marks here, white space there; a
 phrase of the prompt again and again here, a word of the answer there; assent here, thanks there. Refusals, special
 tokens and good answers said twice are left to it: to hate them is more than a model was asked to learn.
+
+Labels that say the opposite are set aside: where data prefer an answer without a word to a written one, as happens when
+people at home mark an empty reply by mistake, no number of negatives would make good what the labels teach.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from random import Random
 
 from duiqi.data.material import Language, Material, gather_materials, joined, language_of, pieces_of, sentences_of
@@ -50,6 +54,29 @@ def make_negatives(examples: Sequence[Example], share: float, *, seed: int) -> l
         if len(found) == wanted:
             break
     return found
+
+
+def without_wordless_winners(examples: Sequence[Example]) -> tuple[list[Example], int]:
+    """The rankings without the answers that hold no word and beat one that does, and how many of those there were.
+
+    A ranking with fewer than two answers left goes with them.
+
+    >>> from duiqi.types import Message
+    >>> two = Example("ranking", (Message("user", "Hi"),), ("...", "Hello!"), Origin("home.json"))
+    >>> without_wordless_winners([two])
+    ([], 1)
+    """
+    kept: list[Example] = []
+    dropped = 0
+    for example in examples:
+        said = [bool(pieces_of(answer)) for answer in example.answers]
+        answers = tuple(a for place, a in enumerate(example.answers) if said[place] or not any(said[place:]))
+        dropped += len(example.answers) - len(answers)
+        if answers == example.answers:
+            kept.append(example)
+        elif len(answers) > 1:
+            kept.append(replace(example, answers=answers))
+    return kept, dropped
 
 
 def lone_mark(material: Material, random: Random) -> str:

@@ -110,7 +110,7 @@ def _remedy(names: Sequence[str]) -> str:
 
 
 _TRAIN_AGAIN = {
-    "exploits": "with probe_negatives: 0.1, or more than it had, and without pairs that prefer next to nothing",
+    "exploits": "with probe_negatives: 0.1, or more than it had",
     "accuracy": "on more or cleaner pairs",
     "length": "with length_bias: balanced",
     "flaws": "on pairs that show these flaws",

@@ -13,7 +13,7 @@ from duiqi.algorithms.loss import Loss
 from duiqi.algorithms.reward_modelling import pairwise_loss
 from duiqi.data.encoded import EncodedData
 from duiqi.data.encoding import EncodedRanking
-from duiqi.data.negatives import make_negatives
+from duiqi.data.negatives import make_negatives, without_wordless_winners
 from duiqi.data.rankings import RankingBatch, make_balance, ranking_batches
 from duiqi.errors import SettingsError
 from duiqi.journal.run import Run
@@ -98,12 +98,15 @@ def run(config: RewardModelConfig, journal: Run) -> StageResult:
 
 
 def with_negatives(rows: Examples, config: RewardModelConfig) -> Examples:
-    """The rows, and behind those to learn from the degenerate answers that `probe_negatives` asks for."""
-    added = make_negatives(rows.train, config.reward.probe_negatives, seed=config.optimizer.seed)
-    if not added:
+    """The rows without those that teach the opposite, and behind them the degenerate answers of `probe_negatives`."""
+    if not config.reward.probe_negatives:
         return rows
-    note = f"probe_negatives: {len(added)} rows added to {len(rows.train)}, a degenerate answer as the worse one"
-    return replace(rows, train=[*rows.train, *added], notes=(*rows.notes, note))
+    train, wordless = without_wordless_winners(rows.train)
+    added = make_negatives(train, config.reward.probe_negatives, seed=config.optimizer.seed)
+    notes = [f"probe_negatives: {len(added)} rows added to {len(train)}, a degenerate answer as the worse one"]
+    if wordless:
+        notes.append(f"probe_negatives: {wordless} answers without a word, preferred to written ones, are set aside")
+    return replace(rows, train=[*train, *added], notes=(*rows.notes, *notes))
 
 
 def refuse_idle_head(base: SharedBase, tuning: TuningSettings) -> None:
