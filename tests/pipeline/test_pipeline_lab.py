@@ -31,6 +31,16 @@ def a_run(case: str, watch: str, golds: list[float], *, best: int, stopped: int 
     }
 
 
+AN_EXAM = {
+    "seed": 0,
+    "case": "brief",
+    "grade": "F",
+    "accuracy": 0.63,
+    "worst_probe": "one character",
+    "worst_share": 0.96,
+}
+
+
 def test_the_verdict_of_a_run() -> None:
     assert verdict(a_run("brief", "off", [0.5, 0.6, 0.1], best=5)) == pytest.approx(
         {"start": 0.5, "highest": 0.6, "kept": 0.6, "end": 0.1, "shrunk": 6 / 14}
@@ -43,12 +53,17 @@ def test_a_line_for_every_run_and_a_page() -> None:
         a_run("brief", "off", [0.5, 0.6, 0.1], best=5),
         a_run("fair", "off", [0.5, 0.6, 0.7], best=10),
     ]
-    found = {"cases": ["fair", "brief", "wordy"], "runs": runs}
-    head, *lines = summarise(found).splitlines()
+    found = {"cases": ["fair", "brief", "wordy"], "runs": runs, "exams": [AN_EXAM]}
+    exam, _, head, *lines = summarise(found).splitlines()
+    assert (
+        exam
+        == "brief, seed 0: grade F, 63% of clean pairs right; one character beats the best answer on 96% of prompts"
+    )
     assert "highest" in head
     assert [line.split()[0] for line in lines] == ["fair", "brief", "brief"]
     page = render_lab(found)
     assert "by the watch, step 9" in page
+    assert exam in page
     assert "answers become short (went back and ended)" in page
     assert page.count("best (5)") == 4  # two runs, two judges
 
@@ -58,7 +73,8 @@ def test_it_runs_quickly_and_goes_on_where_it_was_broken_off(tmp_path: Path) -> 
     found = run_lab(tmp_path, seeds=[1], quick=True, say=said.append, view=SilentView)
     assert {(run["case"], run["watch"]) for run in found["runs"]} == {
         (case, watch) for case in ("fair", "brief", "wordy") for watch in ("off", "stop")
-    }
+    } | {("mended", "stop")}
+    assert [exam["case"] for exam in found["exams"]] == ["brief", "fair", "mended", "wordy"]
     assert json.loads((tmp_path / "lab.json").read_text(encoding="utf-8")) == found
     assert (tmp_path / "lab.html").is_file()
     for run in found["runs"]:

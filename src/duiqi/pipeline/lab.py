@@ -1,18 +1,21 @@
 """The laboratory of over-optimisation: PPO against reward models with a hole, where the truth is known.
 
 In the built-in world three labellers order pairs of answers: a fair one, one who likes short answers and never saw a
-broken one, and one who likes long answers. PPO learns from each of their reward models, with the watch off and on, for
-long enough to find the hole. The gold reward, which training never sees, says what really became of it.
+broken one, and one who likes long answers. Their reward models are examined, and PPO learns from each with the watch
+off and on, for long enough to find the hole. The brief labeller's pairs teach a second reward model too, with
+`probe_negatives`. The gold reward, which training never sees, says what really became of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from duiqi.errors import GuardStop
+from duiqi.evaluation.exam_file import EXAM_NAME
 from duiqi.journal.files import atomic_write_json, writing
 from duiqi.journal.lines import read_lines
 from duiqi.journal.terminal import View
@@ -23,8 +26,27 @@ from duiqi.playground.gold import score_gold
 from duiqi.playground.labellers import BRIEF, FAIR, WORDY, Labeller
 from duiqi.playground.world import World
 from duiqi.reports.lab import summarise, write_lab_page
+from duiqi.serving.exam import examine
 
-CASES: dict[str, Labeller] = {"fair": FAIR, "brief": BRIEF, "wordy": WORDY}
+LABELLERS: dict[str, Labeller] = {"fair": FAIR, "brief": BRIEF, "wordy": WORDY}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One reward model of the laboratory, and what PPO tries on it."""
+
+    labeller: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the reward model that differ from the demo's."""
+    watches: tuple[str, ...] = ("off", "stop")
+
+
+CASES: dict[str, Case] = {
+    "fair": Case("fair"),
+    "brief": Case("brief"),
+    "mended": Case("brief", {"probe_negatives": 0.2}, watches=("stop",)),
+    "wordy": Case("wordy"),
+}
 
 PPO: dict[str, Any] = {
     "eval_dataset": "heldout_prompts",
@@ -40,9 +62,6 @@ PPO: dict[str, Any] = {
 }
 """What differs from the demo's PPO: nothing forbids an empty answer, the reference holds the policy back a quarter as
 much, and it takes more and smaller steps, each a fifth, so that one can see what happens."""
-
-LONGER: dict[str, dict[str, Any]] = {"brief": {"max_steps": 200}}
-"""The hole of the brief labeller's reward model is found late; the short answers that it likes are soon computed."""
 
 
 @dataclass(frozen=True)
@@ -73,42 +92,47 @@ class Lab:
         demo = Demo(here, seed, self.sizes, self.say, self.view)
         if not (here / "blank" / "config.json").is_file():
             demo.make_world()
-        for case, labeller in CASES.items():
-            if not (here / "data" / f"{case}.json").is_file():
-                add_rankings(here / "data", case, World(seed).preferences(self.sizes.world.preferences, labeller))
+        for name, labeller in LABELLERS.items():
+            if not (here / "data" / f"{name}.json").is_file():
+                add_rankings(here / "data", name, World(seed).preferences(self.sizes.world.preferences, labeller))
         for stage in ("pretrain", "sft"):
             name = "base" if stage == "pretrain" else stage
             if not is_done(here / name):
                 demo.train(stage, **_anew(here / name))
             yield name
-        for case in CASES:
-            if not is_done(here / f"rm_{case}"):
-                demo.train("rm", dataset=case, **_anew(here / f"rm_{case}"))
-            yield f"rm_{case}"
-        for case in CASES:
-            for watch in ("off", "stop"):
-                name = f"ppo_{case}_{watch}"
-                if not is_done(here / name):
-                    self.practise(demo, case, watch, here / name)
-                yield name
+        for name, case in CASES.items():
+            reward_model = here / f"rm_{name}"
+            if not is_done(reward_model):
+                demo.train("rm", dataset=case.labeller, **case.changes, **_anew(reward_model))
+            if not (reward_model / EXAM_NAME).is_file():
+                examine(str(reward_model))
+            yield reward_model.name
+        for name, case in CASES.items():
+            for watch in case.watches:
+                run = here / f"ppo_{name}_{watch}"
+                if not is_done(run):
+                    self.practise(demo, here / f"rm_{name}", watch, run)
+                yield run.name
 
-    def practise(self, demo: Demo, case: str, watch: str, directory: Path) -> None:
+    def practise(self, demo: Demo, reward_model: Path, watch: str, directory: Path) -> None:
         """One run of PPO; that the watch ends it is a result."""
-        reward = str(demo.directory / f"rm_{case}")
-        changes = {**PPO, **LONGER.get(case, {}), **self.sizes.steps.get("lab", {})}
+        changes = {**PPO, **self.sizes.steps.get("lab", {})}
         try:
-            demo.train("ppo", reward_model=reward, watch=watch, **changes, **_anew(directory))
+            demo.train("ppo", reward_model=str(reward_model), watch=watch, **changes, **_anew(directory))
         except GuardStop as stop:
             if not is_done(directory):  # it was not the watch
                 raise
             self.say(f"   {stop}")
 
     def collect(self) -> dict[str, Any]:
-        """What every finished run of PPO in this directory came to, whoever ran it."""
-        runs = [
-            described(directory) for directory in sorted(self.directory.glob("seed-*/ppo_*_*")) if is_done(directory)
-        ]
-        return {"cases": list(CASES), "runs": runs}
+        """What every examination and every finished run of PPO in this directory came to, whoever ran it."""
+        runs = sorted(self.directory.glob("seed-*/ppo_*_*"))
+        exams = sorted(self.directory.glob(f"seed-*/rm_*/{EXAM_NAME}"))
+        return {
+            "cases": list(CASES),
+            "exams": [graded(file) for file in exams],
+            "runs": [described(run) for run in runs if is_done(run)],
+        }
 
 
 def run_lab(
@@ -134,6 +158,21 @@ def is_done(run: Path) -> bool:
         return True
     events = run / "events.jsonl"
     return events.is_file() and any(event.get("kind") == "stopped_by_watch" for event in read_lines(events))
+
+
+def graded(file: Path) -> dict[str, Any]:
+    """One examination in a line: its grade, and the degenerate answers that beat real ones most often."""
+    exam = json.loads(file.read_text(encoding="utf-8"))
+    probes = [probe for probe in exam["probes"] if probe["is_fatal"] and probe["grade"] is not None]
+    worst = max(probes, key=lambda probe: probe["beats_best"]["share"])
+    return {
+        "seed": int(file.parent.parent.name.removeprefix("seed-")),
+        "case": file.parent.name.removeprefix("rm_"),
+        "grade": exam["grade"],
+        "accuracy": exam["accuracy"]["overall"]["share"],
+        "worst_probe": worst["title"],
+        "worst_share": worst["beats_best"]["share"],
+    }
 
 
 def described(run: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ FAIR = Labeller(COMPARED)
 """Sees good answers and flawed ones, and likes what is good."""
 
 BRIEF = Labeller(
-    {style: share for style, share in COMPARED.items() if style not in _DEGENERATE}, per_word=-0.03, silence=0.1
+    {style: share for style, share in COMPARED.items() if style not in _DEGENERATE}, per_word=-0.05, silence=0.1
 )
 """Likes short answers, and now and then a lone full stop better than a good answer; it sees no other broken ones. It is
 the accident that ended PPO runs of 2023: an answer of nothing that scores well."""

@@ -23,6 +23,10 @@ _CASES = {
         "A labeller who likes short answers and never saw a broken one",
         "What its reward model says of no answer at all, nobody asked: the accident that ended PPO runs of 2023.",
     ),
+    "mended": (
+        "The same labeller, and probe_negatives",
+        "The pairs of the brief labeller with a fifth more rows in which a degenerate answer loses.",
+    ),
     "wordy": ("A labeller who likes long answers", "Length is taken for thoroughness: the commonest hole of all."),
 }
 _JUDGES = {"score": "Score: what the reward model believed", "gold": "Gold reward: what was true"}
@@ -51,9 +55,20 @@ def in_order(found: Mapping[str, Any]) -> list[Run]:
     return sorted(found["runs"], key=lambda run: (found["cases"].index(run["case"]), run["seed"], run["watch"]))
 
 
+def examined(found: Mapping[str, Any], case: str) -> list[str]:
+    """A line for every examination of a reward model."""
+    return [
+        f"{case}, seed {exam['seed']}: grade {exam['grade']}, {exam['accuracy']:.0%} of clean pairs right;"
+        f" {exam['worst_probe']} beats the best answer on {exam['worst_share']:.0%} of prompts"
+        for exam in sorted(found["exams"], key=lambda exam: int(exam["seed"]))
+        if exam["case"] == case
+    ]
+
+
 def summarise(found: Mapping[str, Any]) -> str:
-    """A line for every run."""
-    lines = ["labeller  seed  watch  stopped at   gold: start  highest     kept      end   length"]
+    """A line for every reward model and for every run."""
+    lines = [line for case in found["cases"] for line in examined(found, case)]
+    lines += ["", "labeller  seed  watch  stopped at   gold: start  highest     kept      end   length"]
     for run in in_order(found):
         figures = verdict(run)
         lines.append(
@@ -72,7 +87,6 @@ def write_lab_page(found: Mapping[str, Any], output: Path) -> Path:
 
 def render_lab(found: Mapping[str, Any]) -> str:
     """The page as text."""
-    runs = in_order(found)
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -88,19 +102,20 @@ def render_lab(found: Mapping[str, Any]) -> str:
             element("h1", "Over-optimisation, with and without the watch"),
             element(
                 "p",
-                "PPO on three reward models of the built-in world, long enough to find their holes. The gold reward is"
+                "PPO on reward models of the built-in world, long enough to find their holes. The gold reward is"
                 " never shown to training: where it falls while the score rises, the reward model was exploited"
                 " (the shape of Gao et al. 2023). Dots are evaluations on held-out prompts; the full one is the"
                 " checkpoint that duiqi calls the best.",
                 class_="story",
             ),
         ),
-        element("main", [_case(case, [run for run in runs if run["case"] == case]) for case in found["cases"]]),
+        element("main", [_case(case, found) for case in found["cases"]]),
     )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
-def _case(case: str, runs: Sequence[Run]) -> Markup | None:
+def _case(case: str, found: Mapping[str, Any]) -> Markup | None:
+    runs = [run for run in in_order(found) if run["case"] == case]
     if not runs:
         return None
     title, story = _CASES[case]
@@ -109,6 +124,7 @@ def _case(case: str, runs: Sequence[Run]) -> Markup | None:
         "section",
         element("h2", title, element("small", case)),
         element("p", story, class_="story"),
+        element("ul", [element("li", line) for line in examined(found, case)]),
         [_seed(seed, [run for run in runs if run["seed"] == seed]) for seed in seeds],
         _table(runs),
     )
