@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from annotated_types import Gt
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
+from duiqi.data.formats import named_format
 from duiqi.data.reading import decode, describe
 from duiqi.errors import DataError, did_you_mean
 from duiqi.journal.checksums import is_inside
@@ -58,10 +59,11 @@ DEFAULT_TAGS = {
 
 @dataclass(frozen=True, slots=True)
 class DatasetSpec:
-    """One part of a `dataset` setting: a name or path, and at most how many of its rows."""
+    """One part of a `dataset` setting: a name or path, at most how many of its rows, and perhaps their format."""
 
     name: str
     cap: int | None = None
+    format: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,30 +124,43 @@ class DatasetSource:
     """System message for the rows that have none."""
     num_samples: int | None = None
     sha1: str | None = None
+    format_name: str | None = None
+    """The format of the rows, where their columns are not to tell it."""
 
 
 def parse_dataset_spec(text: str) -> list[DatasetSpec]:
     """The datasets of a setting, in order. A cap is `@` or `#` and digits (or `all`) at the end of a name.
 
-    >>> parse_dataset_spec("alpaca_zh, data/me@home.json@1000")
-    [DatasetSpec(name='alpaca_zh', cap=None), DatasetSpec(name='data/me@home.json', cap=1000)]
+    Before it may stand a format in brackets, where the columns alone do not tell it.
+
+    >>> [spec.cap for spec in parse_dataset_spec("alpaca_zh, data/me@home.json@1000")]
+    [None, 1000]
+    >>> parse_dataset_spec("hc3[hc3_prefer_human]@10")
+    [DatasetSpec(name='hc3', cap=10, format='hc3_prefer_human')]
     """
     specs = []
     for part in text.split(","):
-        match = re.fullmatch(r"(.+?)(?:[@#](\d+|all))?", part.strip())
+        match = re.fullmatch(r"(.+?)(?:\[([a-z]\w*)\])?(?:[@#](\d+|all))?", part.strip())
         if match is None:
             raise DataError(
                 "found an empty name, expected names separated by commas", where=f"dataset: {text}", remedy="a,b@1000"
             )
-        name, cap = match.groups()
+        name, form, cap = match.groups()
+        if form is not None:
+            named_format(form, where=f"dataset: {part.strip()}")
         if cap is not None and cap != "all" and int(cap) == 0:
             raise DataError(f"{part.strip()} takes no rows, expected a cap of at least 1", where=f"dataset: {text}")
-        specs.append(DatasetSpec(name, None if cap in (None, "all") else int(cap)))
+        specs.append(DatasetSpec(name, None if cap in (None, "all") else int(cap), form))
     return specs
 
 
-def resolve(name: str, dataset_dir: str | Path) -> DatasetSource:
+def resolve(name: str, dataset_dir: str | Path, *, format_name: str | None = None) -> DatasetSource:
     """What `name` means: an entry of the registry, else `hub:...`, else a path (from here, else from `dataset_dir`).
+
+    Args:
+        name: As in the `dataset` setting, without cap and format.
+        dataset_dir: Where the registry lies.
+        format_name: The format of its rows; wins over what the registry says.
 
     Raises:
         DataError: Nothing has that name, or its entry cannot be read; near names and the registry are named.
@@ -154,12 +169,14 @@ def resolve(name: str, dataset_dir: str | Path) -> DatasetSource:
     registry_path = directory / REGISTRY_FILE
     registry = _read_registry(registry_path) if os.path.isfile(registry_path) else {}
     if name in registry:
-        return _source_of(name, registry[name], directory, where=f"{registry_path}: {name}")
+        source = _source_of(name, registry[name], directory, where=f"{registry_path}: {name}")
+        return replace(source, format_name=format_name or source.format_name)
     if name.startswith(HUB_PREFIX):
-        return DatasetSource(name, hub=_hub_dataset(name.removeprefix(HUB_PREFIX), where=f"dataset: {name}"))
+        hub = _hub_dataset(name.removeprefix(HUB_PREFIX), where=f"dataset: {name}")
+        return DatasetSource(name, hub=hub, format_name=format_name)
     for path in (Path(name), directory / name):
         if os.path.exists(path):  # where Path.exists() raises on a name that no file can have, this says no
-            return DatasetSource(name, path=path)
+            return DatasetSource(name, path=path, format_name=format_name)
     known = f"it lists {len(registry)} datasets" if os.path.isfile(registry_path) else "there is no such file"
     raise DataError(
         f"no dataset and no file is named {name!r}; looked in {registry_path} ({known})",
