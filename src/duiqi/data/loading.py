@@ -110,6 +110,8 @@ def load_examples(
     rejects: list[BadRow] = []
     for spec in specs:
         source = resolve(spec.name, dataset_dir, format_name=spec.format)
+        if need == "text" and source.column_map is not None:
+            source = replace(source, column_map=source.column_map.for_text())
         files, notes = _read(source)
         rows = [row for file in files for row in file.rows]
         form = _format_of(rows, source, need)
@@ -174,11 +176,13 @@ def _read(source: DatasetSource) -> tuple[list[SourceFile], list[str]]:
     """The files of a dataset, and what should be said about them."""
     if source.hub is not None:
         hub = source.hub
-        fields = read_hub(hub.name, subset=hub.subset, split=hub.split)
+        fields = read_hub(hub.name, subset=hub.subset, split=hub.split, folder=hub.folder)
         contents = "\n".join(json.dumps(row, ensure_ascii=False, sort_keys=True, default=str) for row in fields)
         rows = tuple(Row(row, f"hub:{hub.name}", number) for number, row in enumerate(fields, start=1))
         return [SourceFile(f"hub:{hub.name}", hashlib.sha256(contents.encode()).hexdigest(), rows)], []
-    assert source.path is not None, "a source has a path or lies on the hub"
+    if source.files:
+        return [read_file(path) for path in source.files], []
+    assert source.path is not None, "a source has a path or files, or lies on the hub"
     notes = []
     if source.sha1 and source.path.is_file():
         found = hashlib.sha1(source.path.read_bytes()).hexdigest()
