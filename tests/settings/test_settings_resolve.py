@@ -383,7 +383,8 @@ class TestDump:
         idle = {"generation_batch_size", "quantization_type", "double_quantization", "add_tokens"}
         tuning = {"freeze_trainable_layers", "freeze_trainable_modules", "pre_seq_len", "prefix_projection"}
         scores = {"overlong_penalty", "short_answer_penalty", "score_std_coef"}
-        assert set(known) - set(dumped) == idle | tuning | scores
+        mixing = {"mix_strategy", "interleave_probs"}
+        assert set(known) - set(dumped) == idle | tuning | scores | mixing
 
     def test_it_leaves_out_what_has_no_effect(self) -> None:
         config = resolve("dpo", values={**REQUIRED, "finetuning_type": "full", "pref_loss": "orpo"})
@@ -466,7 +467,7 @@ class TestKnownSettings:
 
     def test_every_setting_is_read_somewhere(self) -> None:
         known = {setting.name for stage in STAGES for setting in known_settings(stage)}
-        assert len(known) == 132
+        assert len(known) == 134
         sources = [path for path in SOURCE.rglob("*.py") if path.parent.name != "settings"]
         read = {
             node.attr

@@ -97,7 +97,8 @@ class DataSettings:
     """Data"""
 
     dataset: str
-    """Names in dataset_info.json or paths, separated by commas; name@1000 takes at most 1000 rows."""
+    """Names in dataset_info.json or paths, separated by commas; name@1000 takes at most 1000 rows, name[format] reads
+    them as that format."""
     dataset_dir: str = "data"
     """The folder of dataset_info.json and its files."""
     eval_dataset: str | None = None
@@ -108,6 +109,11 @@ class DataSettings:
     """Longest sequence in tokens (for pretraining: the block size)."""
     max_samples: Positive | None = None
     """At most this many rows of each dataset to learn from."""
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = "concat"
+    """How several datasets are mixed: concat takes every row once; interleave_under takes a row of each by turns until
+    the first is exhausted, interleave_over until the last is, the others beginning anew."""
+    interleave_probs: str | None = None
+    """How likely each dataset gives the next row, separated by commas: 0.7,0.3. Default: they take turns."""
     max_bad_rows: Count = 0
     """Malformed rows to skip (they are written to rejects.jsonl) before giving up."""
 
