@@ -310,8 +310,7 @@ def dpo_step(base: Any, learner: Any, memory: Any, work: Sequence[Pair], number:
 
     def batches(tokens: int) -> Iterable[Any]:
         for picked in deal([r.family for r in rankings], max_tokens=tokens, packed=base.layout.is_packed):
-            own, zeros = [rankings[i] for i in picked], [0.0] * len(picked)
-            yield collate_rankings(own, margins=zeros, sources=[""] * len(picked), weighting="pair")
+            yield collate_rankings([rankings[i] for i in picked], weighting="pair")
 
     loss = partial(preference_loss, base, settings=PreferenceSettings(), memory=memory)
     learner.step(batches, loss, number=number)

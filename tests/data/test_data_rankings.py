@@ -8,13 +8,21 @@ from duiqi.data.encoding import EncodedRanking
 from duiqi.data.rankings import collate_rankings
 
 
-def ranking(num_answers: int, length: int = 1) -> EncodedRanking:
-    answers = [[7] * length + [i] for i in range(num_answers)]
-    return EncodedRanking([1, 2], answers, prompt_truncated=False, answers_truncated=0, answers_dropped=0)
+def ranking(num_answers: int, *, margin: float = 0.0, source: str = "a") -> EncodedRanking:
+    answers = [[7, i] for i in range(num_answers)]
+    return EncodedRanking(
+        [1, 2],
+        answers,
+        prompt_truncated=False,
+        answers_truncated=0,
+        answers_dropped=0,
+        margin=margin,
+        source=source,
+    )
 
 
 def test_four_answers_make_six_pairs_and_four_rows() -> None:
-    batch = collate_rankings([ranking(4)], margins=[0.0], sources=["a"], weighting="prompt")
+    batch = collate_rankings([ranking(4)], weighting="prompt")
     assert len(batch.sequences) == 4
     assert batch.sequences.num_tokens == 2 + 4 * 2  # a prompt of two tokens once, four answers of two
     assert list(zip(batch.better.tolist(), batch.worse.tolist(), strict=True)) == [
@@ -29,7 +37,7 @@ def test_four_answers_make_six_pairs_and_four_rows() -> None:
 
 
 def test_pairs_never_cross_rankings() -> None:
-    batch = collate_rankings([ranking(2), ranking(3)], margins=[0.5, 0.0], sources=["a", "b"], weighting="pair")
+    batch = collate_rankings([ranking(2, margin=0.5), ranking(3, source="b")], weighting="pair")
     assert list(zip(batch.better.tolist(), batch.worse.tolist(), strict=True)) == [(0, 1), (2, 3), (2, 4), (3, 4)]
     assert batch.weights.tolist() == [1.0] * 4
     assert batch.margins.tolist() == [0.5, 0.0, 0.0, 0.0]

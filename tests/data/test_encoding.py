@@ -242,4 +242,4 @@ def test_a_last_block_of_one_token_is_left_out(plain_tokenizer: PreTrainedTokeni
     num_tokens = len(plain_tokenizer("你好")["input_ids"]) + 1
     blocks = pack_text(["你好"], plain_tokenizer, block_size=num_tokens - 1)
     assert [len(block.input_ids) for block in blocks] == [num_tokens - 1]
-    assert pack_text([], plain_tokenizer, block_size=4) == []
+    assert len(pack_text([], plain_tokenizer, block_size=4)) == 0

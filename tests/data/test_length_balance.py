@@ -58,6 +58,6 @@ def test_a_batch_has_the_weights_of_its_pairs() -> None:
 
     items = [ranking(9, 3), ranking(8, 2), ranking(7, 1), ranking(2, 8)]
     balance = make_balance(EncodedData(items, [], EncodingReport()), weighting="prompt")
-    batch = collate_rankings(items, margins=[0.0] * 4, sources=["a"] * 4, weighting="prompt", balance=balance)
+    batch = collate_rankings(items, weighting="prompt", balance=balance)
     assert batch.weights.tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])
     assert float(batch.weights.sum()) == pytest.approx(4.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,6 +70,12 @@ def test_an_answer_without_a_word_may_lose_to_a_written_one_and_never_win(
     kept, dropped = without_wordless_winners([ranked(*answers)])
     assert [example.answers for example in kept] == ([left] if left else [])
     assert dropped == (0 if left == answers else 1)
+
+
+def test_scores_stay_with_their_answers() -> None:
+    scored = replace(ranked("……", "我是小梅。", "。"), scores=(3.0, 2.0, 1.0))
+    (left,), _ = without_wordless_winners([scored])
+    assert (left.answers, left.scores) == (("我是小梅。", "。"), (2.0, 1.0))
 
 
 def test_fair_labels_lose_nothing() -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from duiqi.data.compact import TOKEN, RankingWriter, Repetitions, SequenceWriter
 from duiqi.data.encoding import (
     EncodedPrompt,
     EncodedRanking,
     EncodedSequence,
     TokenBudget,
     TrainOn,
+    WholeRow,
     encode_conversation,
     encode_ranking,
+    encode_whole,
     fit_prompt,
 )
 from duiqi.data.templates import Template
@@ -22,6 +27,10 @@ from duiqi.types import Example, Origin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+ROWS_AT_ONCE = 2048
+"""Rows whose texts are tokenised together: enough to keep all cores busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +75,9 @@ EncodedT = TypeVar("EncodedT", EncodedSequence, EncodedPrompt, EncodedRanking)
 class EncodedData(Generic[EncodedT]):
     """Encoded rows, the examples they came from (in step), and the counts."""
 
-    items: list[EncodedT]
-    examples: list[Example]
+    items: Sequence[EncodedT]
+    examples: Sequence[Example]
+    """Empty where the rows come from the cache."""
     report: EncodingReport
 
 
@@ -80,37 +90,53 @@ def encode_demonstrations(
     train_on: TrainOn = "all",
 ) -> EncodedData[EncodedSequence]:
     """Every demonstration as a sequence."""
-    items = [
-        encode_conversation(template, tokenizer, example=example, budget=budget, train_on=train_on)
-        for example in examples
-    ]
-    report = EncodingReport(
-        rows=len(items),
-        tokens=sum(len(item.input_ids) for item in items),
-        learned_tokens=sum(sum(item.answer_mask) for item in items),
-        truncated_prompts=sum(item.prompt_truncated for item in items),
-        truncated_answers=sum(item.answer_truncated for item in items),
-        empty_answers=sum(len(item.input_ids) == item.prompt_length + 1 for item in items),
-        duplicates=_count_repeats(items, lambda item: tuple(item.input_ids)),
+    writer, repetitions, counts = SequenceWriter(), Repetitions(), Counter[str]()
+    for example, whole in _encode_by_batch(template, tokenizer, examples):
+        item = encode_conversation(template, tokenizer, example=example, budget=budget, train_on=train_on, whole=whole)
+        writer.add(item)
+        repetitions.look_at(item.input_ids)
+        counts["tokens"] += len(item.input_ids)
+        counts["learned_tokens"] += sum(item.answer_mask)
+        counts["truncated_prompts"] += item.prompt_truncated
+        counts["truncated_answers"] += item.answer_truncated
+        counts["empty_answers"] += len(item.input_ids) == item.prompt_length + 1
+    rows = writer.rows()
+    return EncodedData(
+        rows,
+        examples,
+        EncodingReport(
+            rows=len(rows),
+            tokens=counts["tokens"],
+            learned_tokens=counts["learned_tokens"],
+            truncated_prompts=counts["truncated_prompts"],
+            truncated_answers=counts["truncated_answers"],
+            empty_answers=counts["empty_answers"],
+            duplicates=repetitions.count,
+        ),
     )
-    return EncodedData(items, list(examples), report)
 
 
 def encode_prompts(
     template: Template, tokenizer: PreTrainedTokenizerBase, *, examples: Sequence[Example], max_prompt_tokens: int
 ) -> EncodedData[EncodedPrompt]:
     """Every prompt, without its answers."""
+    bare = [replace(example, answers=()) for example in examples]
     items = [
-        fit_prompt(template, tokenizer, messages=example.prompt, max_prompt_tokens=max_prompt_tokens)
-        for example in examples
+        fit_prompt(
+            template, tokenizer, messages=example.prompt, max_prompt_tokens=max_prompt_tokens, whole=whole.prompt
+        )
+        for example, whole in _encode_by_batch(template, tokenizer, bare)
     ]
+    repetitions = Repetitions()
+    for item in items:
+        repetitions.look_at(item.input_ids)
     report = EncodingReport(
         rows=len(items),
         tokens=sum(len(item.input_ids) for item in items),
         truncated_prompts=sum(item.truncated for item in items),
-        duplicates=_count_repeats(items, lambda item: tuple(item.input_ids)),
+        duplicates=repetitions.count,
     )
-    return EncodedData(items, list(examples), report)
+    return EncodedData(items, examples, report)
 
 
 def encode_rankings(
@@ -121,44 +147,68 @@ def encode_rankings(
     Raises:
         DataError: No ranking has.
     """
-    rankings = [encode_ranking(template, tokenizer, example=example, budget=budget) for example in examples]
-    kept = [(item, example) for item, example in zip(rankings, examples, strict=True) if item.pairs]
+    writer, repetitions, counts = RankingWriter(), Repetitions(), Counter[str]()
+    kept: list[Example] = []
+    identical: list[Origin] = []
+    for example, whole in _encode_by_batch(template, tokenizer, examples):
+        item = encode_ranking(template, tokenizer, example=example, budget=budget, whole=whole)
+        counts["truncated_prompts"] += item.prompt_truncated
+        counts["truncated_answers"] += item.answers_truncated
+        if not item.pairs:
+            identical.append(example.origin)
+            continue
+        kept.append(example)
+        writer.add(item)
+        repetitions.look_at(item.prompt_ids, *item.answers)
+        learned = sum(map(len, item.answers))
+        counts["tokens"] += len(item.prompt_ids) + learned
+        counts["learned_tokens"] += learned
+        counts["empty_answers"] += sum(len(answer) == 1 for answer in item.answers)
+        counts["repeated_answers"] += item.answers_dropped
     if not kept:
         raise DataError(
             "in every row the answers are the same once they are cut",
             where="max_target_length",
             remedy="raise max_target_length or cutoff_len",
         )
-    items = [item for item, _ in kept]
     report = EncodingReport(
-        rows=len(items),
-        tokens=sum(len(item.prompt_ids) + sum(map(len, item.answers)) for item in items),
-        learned_tokens=sum(sum(map(len, item.answers)) for item in items),
-        truncated_prompts=sum(item.prompt_truncated for item in rankings),
-        truncated_answers=sum(item.answers_truncated for item in rankings),
-        empty_answers=sum(len(answer) == 1 for item in items for answer in item.answers),
-        duplicates=_count_repeats(items, lambda item: (tuple(item.prompt_ids), *map(tuple, item.answers))),
-        repeated_answers=sum(item.answers_dropped for item in items),
-        identical_rankings=tuple(
-            example.origin for item, example in zip(rankings, examples, strict=True) if not item.pairs
-        ),
+        rows=len(kept),
+        tokens=counts["tokens"],
+        learned_tokens=counts["learned_tokens"],
+        truncated_prompts=counts["truncated_prompts"],
+        truncated_answers=counts["truncated_answers"],
+        empty_answers=counts["empty_answers"],
+        duplicates=repetitions.count,
+        repeated_answers=counts["repeated_answers"],
+        identical_rankings=tuple(identical),
     )
-    return EncodedData(items, [example for _, example in kept], report)
+    return EncodedData(writer.rows(), kept, report)
 
 
-def pack_text(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, block_size: int) -> list[EncodedSequence]:
+def pack_text(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, block_size: int
+) -> Sequence[EncodedSequence]:
     """Documents one after the other, each ended by EOS, in blocks of `block_size` tokens; the last may be shorter.
 
     A document begins with BOS where the tokenizer adds one. Every token is learned. A last block of one token is left
     out: with nothing before it, there is nothing to predict it from.
     """
-    stream: list[int] = []
-    for text in texts:
-        ids = tokenizer(text, verbose=False)["input_ids"]
-        stream += ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
-    blocks = [stream[start : start + block_size] for start in range(0, len(stream) - 1, block_size)]
-    return [EncodedSequence(block, [True] * len(block), prompt_length=0) for block in blocks]
+    stream = array(TOKEN)
+    for start in range(0, len(texts), ROWS_AT_ONCE):
+        for ids in tokenizer(list(texts[start : start + ROWS_AT_ONCE]), verbose=False)["input_ids"]:
+            stream.extend(ids)
+            if ids[-1:] != [tokenizer.eos_token_id]:
+                stream.append(tokenizer.eos_token_id)
+    writer = SequenceWriter()
+    for start in range(0, len(stream) - 1, block_size):
+        block = stream[start : start + block_size].tolist()
+        writer.add(EncodedSequence(block, [True] * len(block), prompt_length=0))
+    return writer.rows()
 
 
-def _count_repeats(items: Sequence[EncodedT], key: Callable[[EncodedT], object]) -> int:
-    return len(items) - len({key(item) for item in items})
+def _encode_by_batch(
+    template: Template, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+) -> Iterator[tuple[Example, WholeRow]]:
+    for start in range(0, len(examples), ROWS_AT_ONCE):
+        batch = examples[start : start + ROWS_AT_ONCE]
+        yield from zip(batch, encode_whole(template, tokenizer, batch), strict=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Literal
 
 from duiqi.data.named_templates import Segment
@@ -92,6 +92,15 @@ class EncodedPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class WholeRow:
+    """An example as token ids before anything is cut."""
+
+    prompt: EncodedPrompt
+    answers: tuple[list[int], ...]
+    """Without their stop tokens."""
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedRanking:
     """One prompt and its answers, best first, all different from each other."""
 
@@ -102,6 +111,10 @@ class EncodedRanking:
     answers_truncated: int
     answers_dropped: int
     """Answers that repeat a better one, from the start or after being cut."""
+    margin: float = 0.0
+    """How much better the first answer is than the second, in score units; 0 when the data does not say."""
+    source: str = ""
+    """The dataset that it comes from."""
     scores: tuple[float, ...] = ()
     """What the data scored the answers that are left; empty when it does not say."""
 
@@ -122,22 +135,44 @@ class EncodedRanking:
         return EncodedSequence(self.prompt_ids + answer, mask, len(self.prompt_ids), self.prompt_truncated)
 
 
+def encode_whole(template: Template, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[WholeRow]:
+    """Examples as token ids before anything is cut; all their texts are tokenised at once."""
+    written = [
+        (
+            template.prompt_segments(example.prompt),
+            [template.answer_segment(example.prompt, a).text for a in example.answers],
+        )
+        for example in examples
+    ]
+    ids = iter(
+        tokenize(tokenizer, [text for segments, answers in written for text in (*(s.text for s in segments), *answers)])
+    )
+    return [
+        WholeRow(_join(template, segments, islice(ids, len(segments))), tuple(islice(ids, len(answers))))
+        for segments, answers in written
+    ]
+
+
 def fit_prompt(
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     *,
     messages: Sequence[Message],
     max_prompt_tokens: int | None,
+    whole: EncodedPrompt | None = None,
 ) -> EncodedPrompt:
     """The prompt within its budget.
 
     A longer prompt loses its oldest turns, whole ones first, then the head of the last question. The BOS token, the
     system message and the template around the question always stay.
 
+    Args:
+        whole: The prompt before it is cut, where it is known.
+
     Raises:
         DataError: The system message and the template alone exceed the budget.
     """
-    encoded = _encode_prompt_segments(template, tokenizer, messages)
+    encoded = whole or _encode_prompt_segments(template, tokenizer, messages)
     if max_prompt_tokens is None or len(encoded.input_ids) <= max_prompt_tokens:
         return encoded
     system = [message for message in messages if message.role == "system"]
@@ -195,7 +230,13 @@ def encode_answer(
     An answer that is cut keeps its stop token, so that a model trained with a small budget still learns to stop. It is
     cut between characters.
     """
-    ids = _tokenize(tokenizer, template.answer_segment(messages, answer).text)
+    (ids,) = tokenize(tokenizer, [template.answer_segment(messages, answer).text])
+    return _cut_answer(template, tokenizer, answer, ids, max_answer_tokens)
+
+
+def _cut_answer(
+    template: Template, tokenizer: PreTrainedTokenizerBase, answer: str, ids: list[int], max_answer_tokens: int | None
+) -> tuple[list[int], bool]:
     stop = template.stop_token_ids[0]
     if max_answer_tokens is None or len(ids) < max_answer_tokens:
         return [*ids, stop], False
@@ -214,22 +255,23 @@ def encode_conversation(
     answer_index: int = 0,
     budget: TokenBudget | None = None,
     train_on: TrainOn = "last",
+    whole: WholeRow | None = None,
 ) -> EncodedSequence:
     """A prompt with one of its answers, and which tokens are learned.
 
     `train_on="all"` learns the earlier answers of the conversation too, where `template.learns_history`.
     """
+    whole = whole or encode_whole(template, tokenizer, [example])[0]
     prompt = fit_prompt(
-        template, tokenizer, messages=example.prompt, max_prompt_tokens=budget.prompt if budget else None
-    )
-    length = len(prompt.input_ids)
-    answer, cut = encode_answer(
         template,
         tokenizer,
         messages=example.prompt,
-        answer=example.answers[answer_index],
-        max_answer_tokens=budget.answer_room(length) if budget else None,
+        max_prompt_tokens=budget.prompt if budget else None,
+        whole=whole.prompt,
     )
+    length = len(prompt.input_ids)
+    room = budget.answer_room(length) if budget else None
+    answer, cut = _cut_answer(template, tokenizer, example.answers[answer_index], whole.answers[answer_index], room)
     history = prompt.answer_mask if train_on == "all" else [False] * length
     return EncodedSequence(
         prompt.input_ids + answer, history + [True] * len(answer), length, prompt.truncated, answer_truncated=cut
@@ -254,33 +296,45 @@ def encode_spelled_out(
     spelled: list[int] = []
     if found:
         spelled = tokenizer(found, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    ids = [*_tokenize(tokenizer, before), *spelled, *_tokenize(tokenizer, after)]
+    opening, closing = tokenize(tokenizer, [before, after])
+    ids = [*opening, *spelled, *closing]
     return [*prompt, *ids[: budget.answer_room(len(prompt)) - 1], template.stop_token_ids[0]]
 
 
 def encode_ranking(
-    template: Template, tokenizer: PreTrainedTokenizerBase, *, example: Example, budget: TokenBudget | None = None
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    example: Example,
+    budget: TokenBudget | None = None,
+    whole: WholeRow | None = None,
 ) -> EncodedRanking:
     """A prompt with all its answers; an answer whose ids repeat those of a better one is dropped."""
+    whole = whole or encode_whole(template, tokenizer, [example])[0]
     prompt = fit_prompt(
-        template, tokenizer, messages=example.prompt, max_prompt_tokens=budget.prompt if budget else None
+        template,
+        tokenizer,
+        messages=example.prompt,
+        max_prompt_tokens=budget.prompt if budget else None,
+        whole=whole.prompt,
     )
     room = budget.answer_room(len(prompt.input_ids)) if budget else None
     encoded = [
-        encode_answer(template, tokenizer, messages=example.prompt, answer=answer, max_answer_tokens=room)
-        for answer in example.answers
+        _cut_answer(template, tokenizer, answer, ids, room)
+        for answer, ids in zip(example.answers, whole.answers, strict=True)
     ]
     first_places: dict[tuple[int, ...], int] = {}
     for place, (ids, _) in enumerate(encoded):
         first_places.setdefault(tuple(ids), place)
-    num_cut = sum(cut for _, cut in encoded)
     return EncodedRanking(
         prompt.input_ids,
         [list(ids) for ids in first_places],
-        prompt.truncated,
-        num_cut,
-        len(encoded) - len(first_places),
-        tuple(example.scores[place] for place in first_places.values()) if example.scores else (),
+        prompt_truncated=prompt.truncated,
+        answers_truncated=sum(cut for _, cut in encoded),
+        answers_dropped=len(encoded) - len(first_places),
+        margin=example.margin,
+        source=example.origin.dataset,
+        scores=tuple(example.scores[place] for place in first_places.values()) if example.scores else (),
     )
 
 
@@ -303,22 +357,32 @@ def describe_first(sequence: EncodedSequence, tokenizer: PreTrainedTokenizerBase
 def _encode_prompt_segments(
     template: Template, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 ) -> EncodedPrompt:
+    segments = template.prompt_segments(messages)
+    return _join(template, segments, tokenize(tokenizer, [segment.text for segment in segments]))
+
+
+def _join(template: Template, segments: Sequence[Segment], ids: Iterable[list[int]]) -> EncodedPrompt:
     input_ids = list(template.bos_token_ids)
     answer_mask = [False] * len(input_ids)
-    for segment in template.prompt_segments(messages):
-        ids = _segment_ids(template, tokenizer, segment)
-        input_ids += ids
-        answer_mask += [segment.learned] * len(ids)
+    for segment, own in zip(segments, ids, strict=True):
+        input_ids += own
+        if segment.learned:
+            input_ids.append(template.stop_token_ids[0])
+        answer_mask += [segment.learned] * (len(input_ids) - len(answer_mask))
     input_ids += template.opening_token_ids
     answer_mask += [False] * len(template.opening_token_ids)
     return EncodedPrompt(input_ids, answer_mask, truncated=False)
 
 
-def _segment_ids(template: Template, tokenizer: PreTrainedTokenizerBase, segment: Segment) -> list[int]:
-    ids = _tokenize(tokenizer, segment.text)
-    return [*ids, template.stop_token_ids[0]] if segment.learned else ids
-
-
-def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text on its own, without special tokens around it. Fast tokenizers use all cores."""
+    if not texts:
+        return []
+    found: list[list[int]] = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    return found

@@ -70,12 +70,14 @@ def without_wordless_winners(examples: Sequence[Example]) -> tuple[list[Example]
     dropped = 0
     for example in examples:
         said = [bool(pieces_of(answer)) for answer in example.answers]
-        answers = tuple(a for place, a in enumerate(example.answers) if said[place] or not any(said[place:]))
-        dropped += len(example.answers) - len(answers)
-        if answers == example.answers:
+        stay = [place for place in range(len(said)) if said[place] or not any(said[place:])]
+        dropped += len(said) - len(stay)
+        if len(stay) == len(said):
             kept.append(example)
-        elif len(answers) > 1:
-            kept.append(replace(example, answers=answers))
+        elif len(stay) > 1:
+            answers = tuple(example.answers[place] for place in stay)
+            scores = tuple(example.scores[place] for place in stay) if example.scores else ()
+            kept.append(replace(example, answers=answers, scores=scores))
     return kept, dropped
 
 

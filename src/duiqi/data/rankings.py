@@ -49,8 +49,6 @@ class RankingBatch:
 def collate_rankings(
     rankings: Sequence[EncodedRanking],
     *,
-    margins: Sequence[float],
-    sources: Sequence[str],
     weighting: PairWeighting,
     balance: LengthBalance | None = None,
 ) -> RankingBatch:
@@ -65,7 +63,7 @@ def collate_rankings(
     weights: list[float] = []
     pair_margins: list[float] = []
     pair_sources: list[str] = []
-    for ranking, margin, source in zip(rankings, margins, sources, strict=True):
+    for ranking in rankings:
         first, count = num_answers, len(ranking.answers)
         num_answers += count
         pairs = ranking.pairs
@@ -74,8 +72,8 @@ def collate_rankings(
         weight = 1.0 / len(pairs) if weighting == "prompt" else 1.0
         gaps = length_gaps(ranking)
         weights += [weight if balance is None else weight * balance.weight(gap) for gap in gaps]
-        pair_margins += [margin] * len(pairs)
-        pair_sources += [source] * len(pairs)
+        pair_margins += [ranking.margin] * len(pairs)
+        pair_sources += [ranking.source] * len(pairs)
     return RankingBatch(
         rankings=tuple(rankings),
         sequences=pack([ranking.family for ranking in rankings]),
@@ -97,15 +95,9 @@ def ranking_batches(
     balance: LengthBalance | None = None,
 ) -> Iterator[RankingBatch]:
     """Rankings of a dataset in micro-batches of at most so many tokens; a ranking is never divided."""
-    for picked in deal([data.items[row].family for row in rows], max_tokens=max_tokens, packed=packed):
-        chosen = [rows[i] for i in picked]
-        yield collate_rankings(
-            [data.items[row] for row in chosen],
-            margins=[data.examples[row].margin for row in chosen],
-            sources=[data.examples[row].origin.dataset for row in chosen],
-            weighting=weighting,
-            balance=balance,
-        )
+    rankings = [data.items[row] for row in rows]
+    for picked in deal([ranking.family for ranking in rankings], max_tokens=max_tokens, packed=packed):
+        yield collate_rankings([rankings[i] for i in picked], weighting=weighting, balance=balance)
 
 
 def length_gaps(ranking: EncodedRanking) -> list[int]:

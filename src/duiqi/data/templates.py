@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from duiqi.data.named_templates import TEMPLATES, Segment, refuse_other_vocabulary
@@ -26,6 +27,8 @@ TOKENIZER_TEMPLATE = "tokenizer"
 """The name of the tokenizer's own chat template."""
 RENDERING_SECONDS, RENDERING_BYTES, RENDERED_LENGTH = 10.0, 2**30, 2**24
 """What a chat template may take to write one conversation, and how many characters it may write."""
+RENDERINGS_KEPT = 64
+"""What a chat template wrote last: taking a row apart asks for the same beginnings again and again."""
 PROBE = "probe"
 """An answer given to a chat template to see what it writes after it."""
 
@@ -241,8 +244,12 @@ def _tokenizer_template(tokenizer: PreTrainedTokenizerBase, *, system: str, sour
         conversation = [{"role": message.role, "content": message.content} for message in messages]
         return render_chat(tokenizer, conversation, expects_answer=expects_answer)
 
-    def render(messages: Sequence[Message], expects_answer: bool) -> str:
+    @lru_cache(maxsize=RENDERINGS_KEPT)
+    def render_once(messages: tuple[Message, ...], expects_answer: bool) -> str:
         return render_with_bos(messages, expects_answer).removeprefix(bos_token)
+
+    def render(messages: Sequence[Message], expects_answer: bool) -> str:
+        return render_once(tuple(messages), expects_answer)
 
     tail = render([Message("user", "a"), Message("assistant", PROBE)], False).rpartition(PROBE)[2]
     ending, stop_text = _split_at_special_token(tail, tokenizer)

@@ -361,4 +361,4 @@ def _ranked(families: Sequence[Family]) -> RankingBatch:
         EncodedRanking(list(f.prompt), [list(a) for a in f.answers], False, 0, 0)  # nothing was cut or dropped
         for f in families
     ]
-    return collate_rankings(rankings, margins=[0.0] * len(rankings), sources=[""] * len(rankings), weighting="prompt")
+    return collate_rankings(rankings, weighting="prompt")

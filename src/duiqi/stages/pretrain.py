@@ -33,7 +33,7 @@ def run(config: PretrainConfig, journal: Run) -> StageResult:
     rows = load_rows(config.data, "text", journal, seed=config.optimizer.seed)
     tokenizer = make_tokenizer(config.model, start, journal.warn)
 
-    def pack(examples: Sequence[Example]) -> list[EncodedSequence]:
+    def pack(examples: Sequence[Example]) -> Sequence[EncodedSequence]:
         return pack_text([e.answers[0] for e in examples], tokenizer, block_size=config.data.cutoff_len)
 
     blocks, held_out = pack(rows.train), pack(rows.held_out)
@@ -46,7 +46,6 @@ def run(config: PretrainConfig, journal: Run) -> StageResult:
     notes = [*rows.notes, f"{tokens:,} tokens in {len(blocks):,} blocks of at most {config.data.cutoff_len}"]
     begin(journal, "Pretraining", base, start, None, notes=notes)
 
-    families = [block.family for block in blocks]
     batches = partial(packed_batches, packed=base.layout.is_packed)
     plan, total_steps = plan_steps(len(blocks), config.optimizer, config.batch)
     learner = make_learner(base, config.optimizer, total_steps, journal)
@@ -69,7 +68,7 @@ def run(config: PretrainConfig, journal: Run) -> StageResult:
         session,
         learner,
         plan,
-        micro_batches=lambda rows, tokens: batches([families[row] for row in rows], max_tokens=tokens),
+        micro_batches=lambda rows, tokens: batches([blocks[row].family for row in rows], max_tokens=tokens),
         loss_fn=lambda batch: token_loss(base, batch),
     )
     return session.finish("pretrain")

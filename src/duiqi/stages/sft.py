@@ -47,7 +47,6 @@ def run(config: SFTConfig, journal: Run) -> StageResult:
     notes = [*rows.notes, *encoding_notes(data.report), f"first row, learned part in ⟦⟧: {first}"]
     begin(journal, "SFT", base, start, template, notes=notes)
 
-    families = [item.family for item in data.items]
     plan, total_steps = plan_steps(len(data.items), config.optimizer, config.batch)
     learner = make_learner(base, config.optimizer, total_steps, journal)
     check_disk(
@@ -69,7 +68,7 @@ def run(config: SFTConfig, journal: Run) -> StageResult:
         session,
         learner,
         plan,
-        micro_batches=lambda rows, tokens: batches([families[row] for row in rows], max_tokens=tokens),
+        micro_batches=lambda rows, tokens: batches([data.items[row].family for row in rows], max_tokens=tokens),
         loss_fn=lambda batch: token_loss(base, batch),
     )
     return session.finish("sft")
