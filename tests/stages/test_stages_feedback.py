@@ -19,6 +19,10 @@ from duiqi.data.loading import load_examples
 from duiqi.data.order import BatchPlan
 from duiqi.data.registry import DatasetSpec
 from duiqi.errors import DataError, SettingsError
+from duiqi.planning.rehearsal import rehearse
+from duiqi.planning.rows import count_rows
+from duiqi.planning.sketch import sketch
+from duiqi.settings.resolve import resolve
 
 ROWS = 8
 BETA, LIKED, DISLIKED = 0.3, 1.5, 0.7
@@ -145,6 +149,21 @@ def test_liked_answers_come_to_be_preferred(workshop: Workshop, feedback: str, t
     assert "eval_loss" in metrics(tmp_path)[-1] or any("eval_loss" in row for row in metrics(tmp_path))
     manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     assert any("answers liked" in note for note in manifest["notes"])
+
+
+def test_it_can_be_planned_and_costs_more_than_one_pass_of_each(
+    workshop: Workshop, feedback: str, tmp_path: Path
+) -> None:
+    config = resolve("dpo", values=settings(workshop, tmp_path, feedback, device="cpu"))
+    found = sketch(config)
+    rows = count_rows(config, found.start)
+    assert (rows.num_rows, {len(family.answers) for family in rows.families}) == (48, {1})
+    pairs = resolve("dpo", values=workshop.settings("dpo", tmp_path, device="cpu", eval_dataset=None))
+    per_token = [
+        sum(rehearse(one, drawn, count_rows(one, drawn.start)).work.values())
+        for one, drawn in ((config, found), (pairs, sketch(pairs)))
+    ]
+    assert per_token[0] > 1.3 * per_token[1]
 
 
 def test_rankings_and_feedback_are_not_taken_for_each_other(workshop: Workshop, feedback: str, tmp_path: Path) -> None:

@@ -60,4 +60,4 @@ def kto_baseline(policy: Float[Tensor, " B"], reference: Float[Tensor, " B"]) ->
 
 
 def _over(values: Tensor, which: Tensor) -> WeightedSum:
-    return WeightedSum(values[which].sum(), which.sum().to(values.dtype))
+    return WeightedSum(torch.where(which, values, 0.0).sum(), which.sum().to(values.dtype))
