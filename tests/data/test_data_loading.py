@@ -186,16 +186,20 @@ def test_messages_that_name_their_parents_become_trees(write: Write) -> None:
         message("6", "lost", "a nowhere"),
         message("5", "4", "a last"),
         message("7", None, "q nobody answered"),
+        message("8", "9", "q round"),
+        message("9", "8", "a round"),
     ]
     path = write("oasst.jsonl", rows)
-    with pytest.raises(DataError, match=r"oasst\.jsonl:5: its parent message lost is not in the data"):
+    with pytest.raises(DataError, match=r"oasst\.jsonl:5: the message lost, which comes before it, is not in the data"):
         load(path, "ranking")
-    (ranked,) = load(path, "ranking", max_bad_rows=1).examples
+    (ranked,) = load(path, "ranking", max_bad_rows=3).examples
     assert (ranked.answers, ranked.origin.line) == (("a better", "a worse"), 1)
-    (told,) = load(path, max_bad_rows=1).examples
+    (told,) = load(path, max_bad_rows=3).examples
     assert [message.content for message in told.prompt] == ["q1", "a better", "q2"]
     assert told.answers == ("a last",)
-    assert len(load(path, "prompt", max_bad_rows=1).examples) == 2
+    asked = load(path, "prompt", max_bad_rows=3)
+    assert len(asked.examples) == 2
+    assert [bad.line for bad in asked.report.rejects] == [5, 8, 9]
 
 
 def test_rows_that_tell_likes_are_for_their_own_loss(write: Write) -> None:

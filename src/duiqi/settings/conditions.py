@@ -149,7 +149,11 @@ ONLY_WITH: dict[str, tuple[Condition, ...]] = {
     **dict.fromkeys(("run_name", "project"), (_A_TRACKER,)),
     "dpo_label_smoothing": (_one_of("pref_loss", "sigmoid"),),
     "simpo_gamma": (_one_of("pref_loss", "simpo"),),
-    **dict.fromkeys(("ref_model", "reuse_reference"), (_one_of("pref_loss", "sigmoid", "ipo", "hinge", "kto_pair"),)),
+    "pref_ftx": (_one_of("pref_loss", "sigmoid", "ipo", "hinge", "kto_pair", "orpo", "simpo", "cpo"),),
+    **dict.fromkeys(("kto_chosen_weight", "kto_rejected_weight"), (_one_of("pref_loss", "kto"),)),
+    **dict.fromkeys(
+        ("ref_model", "reuse_reference"), (_one_of("pref_loss", "sigmoid", "ipo", "hinge", "kto_pair", "kto"),)
+    ),
     "score_baseline": (_off("score_norm"),),
     "overlong_penalty": (_above("overlong_buffer", 0),),
     "short_answer_penalty": (_above("min_answer_length", 0),),

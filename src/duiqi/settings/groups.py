@@ -253,8 +253,8 @@ class RewardModelSettings:
 class PreferenceSettings:
     """Preference loss"""
 
-    pref_loss: Literal["sigmoid", "ipo", "hinge", "kto_pair", "orpo", "simpo", "cpo"] = "sigmoid"
-    """The loss: sigmoid is DPO."""
+    pref_loss: Literal["sigmoid", "ipo", "hinge", "kto_pair", "orpo", "simpo", "cpo", "kto"] = "sigmoid"
+    """The loss: sigmoid is DPO. kto learns from single answers that were liked or not, the others from pairs."""
     pref_beta: Annotated[float, Gt(0)] = 0.1
     """Strength of the pull towards the reference (for simpo: scale of the length-normalised log-probability)."""
     dpo_label_smoothing: Annotated[float, Ge(0), Le(0.5)] = 0.0
@@ -263,6 +263,10 @@ class PreferenceSettings:
     """Weight of an extra cross-entropy on the chosen answer."""
     simpo_gamma: NonNegative = 0.5
     """Target margin of simpo."""
+    kto_chosen_weight: NonNegative = 1.0
+    """What a liked answer weighs in kto."""
+    kto_rejected_weight: NonNegative = 1.0
+    """What an answer weighs that was not liked."""
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)

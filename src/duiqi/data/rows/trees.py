@@ -72,27 +72,39 @@ def _role(node: Node, origin: Origin) -> str:
 def gather(rows: Sequence[Row | BadRow]) -> list[Row | BadRow]:
     """The trees that single messages make, each with the place of its first message.
 
-    A message whose parent is not there is a bad row, for what it answers is not known.
+    A message that does not go back to a first one is a bad row, for what it answers is not known.
     """
     placed = [row for row in rows if isinstance(row, Row) and _knows_its_place(row)]
-    nodes = {row.fields["message_id"]: {**row.fields, "replies": []} for row in placed}
+    nodes: dict[str, dict[str, Any]] = {row.fields["message_id"]: {**row.fields, "replies": []} for row in placed}
     gathered: list[Row | BadRow] = []
     for row in rows:
         if not isinstance(row, Row):
             gathered.append(row)
         elif not _knows_its_place(row):
             gathered.append(BadRow(row.file, row.line, "message_id or parent_id is no text", row.fields))
-        elif (parent := row.fields["parent_id"]) is None:
-            root = nodes[row.fields["message_id"]]
-            if not root.get("deleted"):
-                gathered.append(Row({"prompt": root}, row.file, row.line))
-        elif parent in nodes:
+        elif reason := _is_lost(row, nodes):
+            gathered.append(BadRow(row.file, row.line, reason, row.fields))
+        elif (parent := row.fields.get("parent_id")) is not None:
             nodes[parent]["replies"].append(nodes[row.fields["message_id"]])
-        else:
-            gathered.append(BadRow(row.file, row.line, f"its parent message {parent} is not in the data", row.fields))
+        elif not row.fields.get("deleted"):
+            gathered.append(Row({"prompt": nodes[row.fields["message_id"]]}, row.file, row.line))
     return gathered
 
 
 def _knows_its_place(row: Row) -> bool:
     parent = row.fields.get("parent_id")
     return isinstance(row.fields.get("message_id"), str) and (parent is None or isinstance(parent, str))
+
+
+def _is_lost(row: Row, nodes: Mapping[str, Node]) -> str:
+    """Why a message belongs to no tree; empty when it does."""
+    passed: set[str] = set()
+    message: Node = row.fields
+    while (parent := message.get("parent_id")) is not None:
+        if parent not in nodes:
+            return f"the message {parent}, which comes before it, is not in the data"
+        if parent in passed:
+            return "its parents lead round in a circle"
+        passed.add(parent)
+        message = nodes[parent]
+    return ""
