@@ -137,7 +137,7 @@ def test_other_tools_that_would_not_stop_are_told(tokenizer_dir: Make) -> None:
     ask = QUESTIONS["other_stop"][1]
     fine = _with_file(stops, "generation_config.json", {"eos_token_id": [99, end]})
     assert ask(fine, fine.needed_template())[0]
-    bad = _with_file(other, "generation_config.json", {"eos_token_id": 2})
+    bad = _with_file(other, "generation_config.json", {"eos_token_id": 1})
     assert ask(bad, bad.needed_template()) == (
         False,
         "generation_config.json stops at </s>, answers end with <|im_end|>",
