@@ -171,13 +171,14 @@ def test_many_tokens_for_few_characters_are_told(tmp_path: Path, tokenizer_dir: 
 
 
 def test_the_table_of_lengths_by_hand() -> None:
-    rows = [Lengths(100, (50,)), Lengths(300, (20, 400)), Lengths(10, (10,))]
-    table = length_table(rows, chosen=300)
+    rows = [Lengths((100,), (50,)), Lengths((300,), (20, 400)), Lengths((10,), (10,)), Lengths((500, 90), (166,))]
+    table = length_table(rows, LensSettings(cutoff_len=300))
     assert [row.cutoff_len for row in table] == [256, 300, 512, 1024]
     at_256 = table[0]
-    # 256: of 300 prompt tokens 128 stay, which leaves 128 for answers of 20 and 400
-    assert (at_256.prompts_cut, at_256.answers_cut, at_256.tokens_lost) == (1, 1, 172 + 272)
-    assert at_256.tokens == 100 + 50 + 300 + 420 + 20
+    # 256: of 300 prompt tokens 128 stay, which leaves 128 for answers of 20 and 400; of 500 tokens the last round of
+    # 90 stays, which leaves 166
+    assert (at_256.prompts_cut, at_256.answers_cut, at_256.tokens_lost) == (2, 1, 172 + 272 + 410)
+    assert at_256.tokens == 100 + 50 + 300 + 420 + 20 + 666
     assert table[-1].tokens_lost == 0
 
 
@@ -186,11 +187,12 @@ def test_the_table_of_lengths_agrees_with_what_a_stage_cuts(tmp_path: Path, toke
     for number in (2, 5):
         rows[number]["output"] *= 5
     rows[11]["instruction"] *= 9
+    rows[7]["history"] = [["So? " * 40, "Yes."], ["And? " * 30, "No."]]
     inspection = look(write(tmp_path / "rows.jsonl", rows), tokenizer_dir(), cutoff_len=512)
     row = next(row for row in inspection.look.lengths if row.cutoff_len == 512)
     findings = by_kind(inspection)
     assert row.answers_cut == findings["cut_answer"].count == 2
-    assert row.prompts_cut == findings["cut_prompt"].count == 1
+    assert row.prompts_cut == findings["cut_prompt"].count == 2
 
 
 def test_plain_text_needs_no_template(tmp_path: Path, tokenizer_dir: Make) -> None:

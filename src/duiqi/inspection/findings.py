@@ -62,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class LengthRow:
-    """What one value of `cutoff_len` does to the data, prompts having at most half of it."""
+    """What one value of `cutoff_len` does to the data."""
 
     cutoff_len: int
     prompts_cut: int
@@ -97,7 +97,7 @@ def excerpt(text: str, start: int = 0, end: int = 0, *, around: int = 18, room: 
     """A stretch of a text with a little around it, on one line; what cannot be seen is spelled out.
 
     >>> excerpt("It is called [NAME], and it is a fine assistant indeed.", 13, 19)
-    'It is called [NAME], and it is a fin…'
+    'It is called [NAME], and it is a fine…'
     >>> excerpt("a\\u200bb\\nc")
     'a\\\\u200bb ⏎ c'
     """

@@ -16,6 +16,19 @@ from duiqi.models.loading import Located, load_tokenizer, locate
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
 
 
+@dataclass(frozen=True, slots=True)
+class LensSettings:
+    """What a stage would be told; None: what the model was trained with, else the stages' default."""
+
+    template: str | None = None
+    system: str | None = None
+    source_prefix: str | None = None
+    cutoff_len: int = 1024
+    max_source_length: int | None = None
+    max_target_length: int | None = None
+    trust_remote_code: bool = False
+
+
 @dataclass(frozen=True)
 class Lens:
     """What turns rows into tokens."""
@@ -30,6 +43,7 @@ class Lens:
     template: Template | None
     """None: there is none, for the reason in `refusal`."""
     budget: TokenBudget
+    settings: LensSettings
     mended: tuple[str, ...] = ()
     """What the tokenizer lacked and duiqi gave it, in plain sentences."""
     refusal: str = ""
@@ -43,19 +57,6 @@ class Lens:
         if self.template is None:
             raise TemplateError(self.refusal, where="template", remedy="name one with --template")
         return self.template
-
-
-@dataclass(frozen=True, slots=True)
-class LensSettings:
-    """What a stage would be told; None: what the model was trained with, else the stages' default."""
-
-    template: str | None = None
-    system: str | None = None
-    source_prefix: str | None = None
-    cutoff_len: int = 1024
-    max_source_length: int | None = None
-    max_target_length: int | None = None
-    trust_remote_code: bool = False
 
 
 def open_lens(model: str, settings: LensSettings) -> Lens:
@@ -95,6 +96,7 @@ def open_lens(model: str, settings: LensSettings) -> Lens:
             max_prompt_tokens=settings.max_source_length,
             max_answer_tokens=settings.max_target_length,
         ),
+        settings=settings,
         mended=tuple(mended),
         refusal=refusal,
     )

@@ -83,7 +83,7 @@ def _finding_lines(found: Finding, rows: int) -> list[str]:
     )
     count = f": {found.count:,} row{'' if found.count == 1 else 's'}{share}" if found.count else ""
     lines = [f"{found.severity:<9}{kind.title}{count}"]
-    lines += _wrapped(f"{found.detail[:1].upper()}{found.detail[1:]}. " if found.detail else "", _INDENT)
+    lines += _wrapped(found.detail, _INDENT)
     lines += _wrapped(kind.why, _INDENT)
     lines += _wrapped(kind.remedy, f"{_INDENT}-> ")
     lines += [f"{_INDENT}{place}  {place.excerpt}".rstrip() for place in found.places[:PLACES_SHOWN]]

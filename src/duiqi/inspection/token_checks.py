@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from duiqi.data.encoding import encode_ranking
+from duiqi.data.encoding import encode_ranking, fit_prompt, token_budget
 from duiqi.errors import DataError, TemplateError
 from duiqi.inspection.findings import LengthRow, excerpt
-from duiqi.inspection.lens import Lens
+from duiqi.inspection.lens import Lens, LensSettings
 from duiqi.inspection.row_text import row_text
 from duiqi.inspection.text_checks import question_of
 from duiqi.models.tokenizers import special_tokens
@@ -17,6 +17,21 @@ from duiqi.types import Example
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 """Values of `cutoff_len` that the report compares."""
+SHORT_PROMPT = 64
+"""Tokens of a prompt that no sensible budget cuts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long a row is: all that the table of lengths needs."""
+
+    prompts: tuple[int, ...]
+    """Tokens of the prompt: whole, without its oldest round, without its two oldest ... and its last question alone."""
+    answers: tuple[int, ...]
+
+    def kept_of_prompt(self, most: int) -> int:
+        """Tokens that are left of the prompt where it may have `most`: rounds go first, then part of the question."""
+        return next((length for length in self.prompts if length <= most), most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +43,13 @@ class RowTokens:
     """Whole."""
     answers: list[list[int]]
     """Whole, each with its end token, those that repeat a better one left out."""
+    lengths: Lengths
     kept_prompt: int
     """Tokens of the prompt that a stage keeps."""
     kept_answers: int
     """Different answers that are left when they are cut."""
     room: int
     """Tokens that an answer may have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """How long a row is: all that the table of lengths needs."""
-
-    prompt: int
-    answers: tuple[int, ...]
 
 
 def tokens_of(example: Example, lens: Lens) -> RowTokens | str:
@@ -63,28 +71,50 @@ def tokens_of(example: Example, lens: Lens) -> RowTokens | str:
         example=example,
         prompt=whole.prompt_ids,
         answers=whole.answers,
+        lengths=Lengths(_prompt_lengths(example, lens, len(whole.prompt_ids)), tuple(map(len, whole.answers))),
         kept_prompt=len(kept.prompt_ids),
         kept_answers=len(kept.answers),
         room=budget.answer_room(len(kept.prompt_ids)),
     )
 
 
-def length_table(rows: Sequence[Lengths], *, chosen: int) -> list[LengthRow]:
-    """What some values of `cutoff_len`, the chosen one among them, would cut; up to the first that cuts nothing."""
+def length_table(rows: Sequence[Lengths], settings: LensSettings) -> list[LengthRow]:
+    """What some values of `cutoff_len`, the one that is set among them, would cut; up to the first that cuts nothing.
+
+    A question that is cut within is counted as filling its budget, which it does to a token or two.
+    """
     table = []
-    for cutoff in sorted({*LENGTHS, chosen}):
+    for cutoff in sorted({*LENGTHS, settings.cutoff_len}):
+        if settings.max_source_length is not None and settings.max_source_length + 2 > cutoff:
+            continue
+        budget = token_budget(
+            cutoff, max_prompt_tokens=settings.max_source_length, max_answer_tokens=settings.max_target_length
+        )
         prompts_cut = answers_cut = lost = tokens = 0
         for row in rows:
-            kept = min(row.prompt, cutoff // 2)
-            over = [max(0, answer - (cutoff - kept)) for answer in row.answers]
-            prompts_cut += kept < row.prompt
+            whole, kept = row.prompts[0], row.kept_of_prompt(budget.prompt)
+            over = [max(0, answer - budget.answer_room(kept)) for answer in row.answers]
+            prompts_cut += kept < whole
             answers_cut += any(over)
-            lost += row.prompt - kept + sum(over)
-            tokens += row.prompt + sum(row.answers)
+            lost += whole - kept + sum(over)
+            tokens += whole + sum(row.answers)
         table.append(LengthRow(cutoff, prompts_cut, answers_cut, lost, tokens))
-        if lost == 0 and cutoff >= chosen:
+        if lost == 0 and cutoff >= settings.cutoff_len:
             break
     return table
+
+
+def _prompt_lengths(example: Example, lens: Lens, whole: int) -> tuple[int, ...]:
+    """Of the prompt without its oldest rounds; of a short one nothing is ever cut, so only the whole is measured."""
+    lengths = [whole]
+    system = [message for message in example.prompt if message.role == "system"]
+    turns = [message for message in example.prompt if message.role != "system"]
+    while len(turns) > 1 and lengths[-1] > SHORT_PROMPT:
+        turns = turns[2:]
+        template = lens.needed_template()
+        fitted = fit_prompt(template, lens.tokenizer, messages=[*system, *turns], max_prompt_tokens=None)
+        lengths.append(len(fitted.input_ids))
+    return tuple(lengths)
 
 
 def _identical_after_cut(row: RowTokens, _lens: Lens) -> str:

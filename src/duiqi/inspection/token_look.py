@@ -43,7 +43,7 @@ def _row_findings(examples: Sequence[Example], lens: Lens, track: Tracker) -> tu
         if not isinstance(row, RowTokens):
             places.setdefault("unencodable", []).append(place_of(example.origin, row))
             continue
-        lengths.append(Lengths(len(row.prompt), tuple(map(len, row.answers))))
+        lengths.append(row.lengths)
         tokens += len(row.prompt) + sum(map(len, row.answers))
         characters += len(row_text(example).whole)
         for kind, check in TOKEN_CHECKS.items():
@@ -55,4 +55,4 @@ def _row_findings(examples: Sequence[Example], lens: Lens, track: Tracker) -> tu
     ]
     if tokens > COSTLY * characters > 0:
         findings.append(Finding("costly_tokens", "note", 0, (), f"{tokens / characters:.1f} tokens per character"))
-    return findings, length_table(lengths, chosen=lens.budget.total) if lengths else []
+    return findings, length_table(lengths, lens.settings) if lengths else []
