@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from duiqi.cli.command import Command
+from duiqi.cli.making_commands import MAKING_COMMANDS
 
-DATA_COMMANDS: dict[str, Command] = {}
+DATA_COMMANDS: dict[str, Command] = {**MAKING_COMMANDS}
