@@ -68,10 +68,10 @@ class PairOptions:
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
 class EndpointOptions:
-    """Endpoint (OPENAI_BASE_URL and OPENAI_API_KEY)"""
+    """Endpoint"""
 
     model: str
-    """The model's name at the endpoint. Address and key are read from the environment."""
+    """The model's name at the endpoint, whose address and key are in OPENAI_BASE_URL and OPENAI_API_KEY."""
     temperature: NonNegative = 0.0
     """Randomness of its answers."""
     max_new_tokens: Positive | None = None
@@ -90,12 +90,12 @@ class EndpointOptions:
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
 class CapOptions:
-    """Caps (on the whole file, what was paid before an interruption included)"""
+    """Caps on the whole file"""
 
     max_requests: Positive | None = None
-    """At most this many requests, those sent again included."""
+    """At most this many requests, those sent again and those before an interruption included."""
     max_cost: NonNegative | None = None
-    """At most this cost, in the currency of the prices."""
+    """At most this cost, in the currency of the prices, what was paid before an interruption included."""
     prompt_price: NonNegative = 0.0
     """Price of a million tokens that are sent."""
     answer_price: NonNegative = 0.0

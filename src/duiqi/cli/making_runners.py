@@ -131,14 +131,16 @@ def dialogue(command: str, arguments: Arguments) -> None:
     """Cut a script into conversations."""
     asked = build(DialogueConfig, arguments.named("script"), command=command).dialogue
 
-    from duiqi.curation.dialogue import Windows, dialogue_file
+    from duiqi.curation.dialogue import dialogue_file
 
     report = dialogue_file(
         asked.script,
         asked.output_file,
         character=asked.character,
         system=asked.system,
-        windows=Windows(asked.window_characters, asked.sample_characters, asked.overlap),
+        window_characters=asked.window_characters,
+        sample_characters=asked.sample_characters,
+        overlap=asked.overlap,
         min_characters=asked.min_characters,
         max_stopword_share=asked.max_stopword_share,
         stopwords=asked.stopwords,
@@ -150,9 +152,9 @@ def fill(command: str, arguments: Arguments) -> None:
     """Put names in the place of placeholders."""
     asked = build(FillConfig, arguments.named("file"), command=command).filling
 
-    from duiqi.curation.fill import fill_file, parse_fill
+    from duiqi.curation.fill import fill_file
 
-    report = fill_file(asked.file, asked.output_file, fill=parse_fill(asked.fill))
+    report = fill_file(asked.file, asked.output_file, fill=asked.fill)
     _say(*report.lines(), f"written to {asked.output_file}")
 
 

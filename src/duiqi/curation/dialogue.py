@@ -22,11 +22,11 @@ from duiqi.errors import DataError, SettingsError, did_you_mean
 class Windows:
     """How a scene is cut; counts are characters of the turns."""
 
-    window: int = 128
+    window: int
     """A window ends with the turn that brings it to this."""
-    sample: int = 384
+    sample: int
     """Windows are put together up to this; a longer window is a sample by itself."""
-    overlap: int = 1
+    overlap: int
     """Windows that a sample has in common with the one before."""
 
 
@@ -59,7 +59,9 @@ def dialogue_file(
     *,
     character: str | None = None,
     system: str = "",
-    windows: Windows | None = None,
+    window_characters: int = 128,
+    sample_characters: int = 384,
+    overlap: int = 1,
     min_characters: int = 6,
     max_stopword_share: float = 1.0,
     stopwords: str | None = None,
@@ -70,6 +72,7 @@ def dialogue_file(
         character: Whose lines are learned; several with commas between. Everybody else is the user, named where there
             are several of them. Default: both parities, so that every turn is learned once.
         system: System message of every row; {character} stands for who is learned.
+        window_characters, sample_characters, overlap: See `Windows`.
         min_characters: Lines with fewer letters are left out.
         max_stopword_share: Lines of which a larger share are stopwords are left out; 1: none.
         stopwords: A file with a word per line. Default: a few of our own, Chinese and English.
@@ -81,11 +84,13 @@ def dialogue_file(
         raise SettingsError("has no effect with max_stopword_share=1", where="stopwords", remedy="set it below 1")
     if "{character}" in system and character is None:
         raise SettingsError("{character} stands for nobody", where="system", remedy="name one with --character")
-    shape = windows or Windows()
-    if shape.sample < shape.window:
+    if sample_characters < window_characters:
         raise SettingsError(
-            f"a sample of {shape.sample} characters holds no window of {shape.window}", where="sample_characters"
+            f"{sample_characters} characters hold no window of {window_characters}",
+            where="sample_characters",
+            remedy="make it larger, or window_characters smaller",
         )
+    shape = Windows(window_characters, sample_characters, overlap)
     target = new_rows_file(output_file)
     played = read_script(script)
     report = DialogueReport(lines=sum(map(len, played.scenes)), unspoken=played.unspoken, speakers=played.speakers)
@@ -127,9 +132,9 @@ def merged(lines: Sequence[Line]) -> list[Line]:
 
 def samples(turns: Sequence[Line], shape: Windows) -> Iterator[list[Line]]:
     """The turns of a scene in samples that overlap. A rest too short for a window belongs to the last one."""
-    windows: list[list[Line]] = [[]]
+    windows: list[list[Line]] = []
     for turn in turns:
-        if _length(windows[-1]) >= shape.window:
+        if not windows or _length(windows[-1]) >= shape.window:
             windows.append([])
         windows[-1].append(turn)
     if len(windows) > 1 and _length(windows[-1]) < shape.window:

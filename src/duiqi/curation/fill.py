@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,13 +58,18 @@ def parse_fill(text: str) -> dict[str, str]:
     return fill
 
 
-def fill_file(file: str, output_file: str, *, fill: Mapping[str, str]) -> FillReport:
+def fill_file(file: str, output_file: str, *, fill: str) -> FillReport:
     """Fill the placeholders [NAME], <NAME> and {{NAME}} of every row; everything else stays.
 
+    Args:
+        fill: What they stand for, as `parse_fill` reads it.
+
     Raises:
+        SettingsError: `fill` cannot be read.
         DataError: The file cannot be read, a placeholder of `PERSONAL` in it is not given, or one that is given is not
             in it.
     """
+    names = parse_fill(fill)
     target = new_rows_file(output_file)
     filled: Counter[str] = Counter()
     left: Counter[str] = Counter()
@@ -74,9 +78,9 @@ def fill_file(file: str, output_file: str, *, fill: Mapping[str, str]) -> FillRe
 
     def put(found: re.Match[str]) -> str:
         name = next(group for group in found.groups() if group).upper()
-        if name in fill:
+        if name in names:
             filled[name] += 1
-            return fill[name]
+            return names[name]
         left[found[0]] += 1
         if name in PERSONAL:
             unknown.setdefault(name, f"{found[0]} at {where}")
@@ -95,7 +99,7 @@ def fill_file(file: str, output_file: str, *, fill: Mapping[str, str]) -> FillRe
             where=f"fill: {file}",
             remedy=f"add {','.join(f'{name}=...' for name in unknown)}",
         )
-    if missing := [name for name in fill if not filled[name]]:
+    if missing := [name for name in names if not filled[name]]:
         absent = " and ".join(missing)
         raise DataError(f"{absent} stands nowhere in the file", where=f"fill: {file}", remedy="remove it")
     write_rows(target, rows)

@@ -131,7 +131,7 @@ def read_comparison(text: str) -> Place:
     Raises:
         Malformed: It does not say.
     """
-    better = _verdict(text).get("better")
+    better = _verdict(text, "better")
     places: dict[Any, Place] = {"a": "first", "b": "second", "tie": "tie"}
     place = places.get(better.strip().lower()) if isinstance(better, str) else None
     if place is None:
@@ -145,7 +145,7 @@ def read_rating(text: str) -> float:
     Raises:
         Malformed: It gives none, or one out of range.
     """
-    score = _verdict(text).get("score")
+    score = _verdict(text, "score")
     try:
         number = float(score) if isinstance(score, int | float | str) and not isinstance(score, bool) else None
     except ValueError:
@@ -155,17 +155,19 @@ def read_rating(text: str) -> float:
     return number
 
 
-def _verdict(text: str) -> dict[str, Any]:
-    """The last JSON object in a text: some judges think aloud before it, or put it into a block of code."""
-    decoder = json.JSONDecoder()
-    for start in reversed([match.start() for match in re.finditer(r"\{", text)]):
+def _verdict(text: str, key: str) -> Any:
+    """What the last JSON object with this key says: some judges think aloud first, or put it into a block of code."""
+    decoder, at, said = json.JSONDecoder(), 0, None
+    while (start := text.find("{", at)) >= 0:
         try:
-            value, _ = decoder.raw_decode(text, start)
+            value, at = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
+            at = start + 1
             continue
-        if isinstance(value, dict):
-            return value
-    raise Malformed("it holds no JSON object")
+        said = value.get(key, said)
+    if said is None:
+        raise Malformed(f'it holds no JSON object with "{key}"')
+    return said
 
 
 def _conversation(prompt: Sequence[Message], language: Language) -> str:
