@@ -30,7 +30,8 @@ def question(text: str) -> Question[str]:
             raise Malformed(f"it is {answer!r}")
         return answer
 
-    return Question({"model": "m", "messages": [{"role": "user", "content": text}], "max_tokens": 10}, read)
+    body = {"model": "m", "messages": [{"role": "user", "content": text}], "max_tokens": 10}
+    return Question(lambda: body, read)
 
 
 def asked(

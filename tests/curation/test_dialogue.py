@@ -148,7 +148,7 @@ def test_every_turn_of_a_conversation_is_learned(workshop: Workshop, tmp_path: P
     (example,) = load_examples([DatasetSpec(str(out))], dataset_dir=".", need="demonstration", seed=0).examples
     tokenizer = load_tokenizer(workshop.base)
     template = get_template("zh_qa", tokenizer)
-    encoded = encode_conversation(template, tokenizer, example=example, budget=token_budget(2048))
+    encoded = encode_conversation(template, tokenizer, example=example, budget=token_budget(2048), train_on="all")
     is_learned = encoded.answer_mask
     spans = sum(now and not before for before, now in zip([False, *is_learned], is_learned, strict=False))
     assert spans == 4

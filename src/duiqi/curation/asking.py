@@ -23,9 +23,15 @@ HOPELESS = 20
 class Question(Generic[Answer]):
     """A request, and how its answer is read."""
 
-    body: Mapping[str, Any]
+    make: Callable[[], Mapping[str, Any]]
+    """The request. It is made when it is needed: a million of them would fill the memory."""
     read: Callable[[str], Answer]
     """Raises Malformed where the answer cannot be used; then it is asked for again."""
+
+    @property
+    def body(self) -> Mapping[str, Any]:
+        """The request, made anew."""
+        return self.make()
 
     def key(self, base_url: str) -> str:
         """What stands for the contents of the request."""

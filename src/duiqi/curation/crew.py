@@ -105,20 +105,23 @@ class Crew(Generic[Answer]):
         for _ in range(at_work):
             threading.Thread(target=self._labour, args=(effort,), daemon=True).start()
         trouble: BaseException | None = None
-        while at_work:
-            if stop():
-                self.halt()
-            try:
-                told = self._told.get(timeout=_LOOK_SECONDS)
-            except queue.Empty:
-                continue
-            if told is None:
-                at_work -= 1
-            elif isinstance(told, BaseException):
-                trouble = trouble or told
-                self.halt()
-            else:
-                yield told
+        try:
+            while at_work:
+                if stop():
+                    self.halt()
+                try:
+                    told = self._told.get(timeout=_LOOK_SECONDS)
+                except queue.Empty:
+                    continue
+                if told is None:
+                    at_work -= 1
+                elif isinstance(told, BaseException):
+                    trouble = trouble or told
+                    self.halt()
+                else:
+                    yield told
+        finally:
+            self.halt()
         if trouble is not None:
             raise trouble
 
@@ -145,11 +148,12 @@ class Crew(Generic[Answer]):
     def _settle(self, key: str, effort: Effort) -> Answered[Answer] | str:
         """The answer to a question, or the last reason why there is none."""
         question, taken = self._questions[key], Usage()
+        body = question.body
         failures = busy = 0
         while True:
             self._rest()
             try:
-                reply, usage = self._ask(question.body)
+                reply, usage = self._ask(body)
                 taken += usage
                 answer = question.read(reply.text)
             except NoAnswer as trouble:

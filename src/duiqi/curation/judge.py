@@ -7,8 +7,9 @@ orders, and only a verdict that survives the exchange counts; otherwise the pair
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from duiqi.curation.asking import Question, ask_all
 from duiqi.curation.bureau import Bureau, Made, close
 from duiqi.curation.place import making
 from duiqi.curation.rubric import (
+    RUBRICS,
     Language,
     Place,
     comparison,
@@ -126,7 +128,8 @@ def judge_file(
     with making(output_file, command="data judge", settings=settings) as place, listening() as stop:
         if place.is_finished:
             return Made([*place.summary.get("lines", ()), "it was finished before: nothing was asked"])
-        plans = [_plan(row, bureau, method, rubric, language) for row in rows]
+        standards = {spoken: read_rubric(rubric, spoken) for spoken in RUBRICS}
+        plans = [_plan(row, bureau, method, standards, language) for row in rows]
         outcome = ask_all(
             [question for plan in plans for question in plan],
             bureau.endpoint,
@@ -157,22 +160,26 @@ def judge_file(
 
 
 def _plan(
-    row: Answered, bureau: Bureau, method: Method, rubric: str | None, language: Literal["auto", "zh", "en"]
+    row: Answered,
+    bureau: Bureau,
+    method: Method,
+    standards: Mapping[Language, str],
+    language: Literal["auto", "zh", "en"],
 ) -> list[Question[Any]]:
     """What is to be asked about a row. Answers that are the same are asked about once."""
     spoken: Language = language_of(row.prompt) if language == "auto" else language
-    standard = read_rubric(rubric, spoken)
     distinct = list(dict.fromkeys(row.answers))
+
+    def rate(answer: str) -> Mapping[str, Any]:
+        return bureau.body(rating(row.prompt, answer, rubric=standards[spoken], language=spoken))
+
+    def compare(first: str, second: str) -> Mapping[str, Any]:
+        return bureau.body(comparison(row.prompt, first, second, rubric=standards[spoken], language=spoken))
+
     if method == "score":
-        return [
-            Question(bureau.body(rating(row.prompt, answer, rubric=standard, language=spoken)), read_rating)
-            for answer in distinct
-        ]
-    return [
-        Question(bureau.body(comparison(row.prompt, *order, rubric=standard, language=spoken)), read_comparison)
-        for pair in combinations(distinct, 2)
-        for order in (pair, pair[::-1])
-    ]
+        return [Question(partial(rate, answer), read_rating) for answer in distinct]
+    orders = [order for pair in combinations(distinct, 2) for order in (pair, pair[::-1])]
+    return [Question(partial(compare, *order), read_comparison) for order in orders]
 
 
 def _scores(row: Answered, verdicts: Sequence[Any], method: Method) -> tuple[list[float], list[Comparison]]:

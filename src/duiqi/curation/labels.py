@@ -95,7 +95,11 @@ def _read_ranks(file: Path) -> dict[str, float]:
         text = contents.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = contents.decode("gb18030", errors="replace")  # what spreadsheets in China save
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        lines = [(reader.line_num, line) for line in reader]
+    except csv.Error as error:
+        raise DataError(f"not valid CSV: {error}", where=str(file), remedy="save it as CSV once more") from None
     if not {"id", "rank"} <= set(reader.fieldnames or ()):
         raise DataError(
             f"found the columns {', '.join(reader.fieldnames or ()) or '(none)'}, expected {', '.join(COLUMNS)}",
@@ -103,8 +107,8 @@ def _read_ranks(file: Path) -> dict[str, float]:
             remedy="export it anew with duiqi data label",
         )
     ranks: dict[str, float] = {}
-    for line in reader:
-        where = f"{file}:{reader.line_num}"
+    for number, line in lines:
+        where = f"{file}:{number}"
         name, stated = (line["id"] or "").strip(), (line["rank"] or "").strip()
         if not stated:
             continue

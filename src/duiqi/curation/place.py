@@ -168,7 +168,8 @@ def _read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         record = None
-    if not isinstance(record, dict):
+    parts = [record.get("settings"), record.get("summary")] if isinstance(record, dict) else [None]
+    if not isinstance(record, dict) or not all(isinstance(part, dict) for part in parts):
         raise RunError("this file is damaged", where=str(path), remedy=f"remove {path.parent} and begin anew")
     return record
 

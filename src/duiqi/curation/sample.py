@@ -6,7 +6,6 @@ within it, so a group that was cut short is drawn again and gives the same answe
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -113,8 +112,6 @@ def sample_file(
                 batch_size=batch_size,
             )
             _draw_all(place, speaker, examples, num_answers=num_answers, sampling=sampling, duplicates=duplicates)
-            del speaker
-            gc.collect()
         rows = read_lines(place.folder / ROWS)
         place.write_rows(rows)
         report = _report(rows, kept=kept)

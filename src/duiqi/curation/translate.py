@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from duiqi.curation.asking import Question, ask_all
 from duiqi.curation.bureau import Bureau, Made, close
@@ -185,9 +185,11 @@ def translate_file(
 def _question(text: str, bureau: Bureau, to: Target, instruction: str) -> Question[str]:
     hidden = masked(text)
     system = INSTRUCTIONS[to] + (f"\n{_STYLE[to].format(instruction)}" if instruction else "")
-    body = bureau.body(
-        [{"role": "system", "content": system}, {"role": "user", "content": f"<text>\n{hidden.text}\n</text>"}]
-    )
+
+    def body() -> Mapping[str, Any]:
+        user = f"<text>\n{hidden.text}\n</text>"
+        return bureau.body([{"role": "system", "content": system}, {"role": "user", "content": user}])
+
     return Question(body, hidden.restored)
 
 
