@@ -67,6 +67,14 @@ def calls(fake: Callable[[str, Fake], None]) -> list[tuple[tuple[Any, ...], dict
         exam=make_exam("C"), file=Path("runs/rm/exam.json"), page=Path("runs/rm/exam.html")
     )
     fake("duiqi.serving.exam:examine", record(examined))
+    report = types.SimpleNamespace(lines=lambda: ["a report"], told=lambda: ["a report"])
+    fake("duiqi.curation.sample:sample_file", record(report))
+    fake("duiqi.curation.pair:pair_file", record(report))
+    fake("duiqi.curation.judge:judge_file", record(types.SimpleNamespace(lines=["judged"], missing=None)))
+    fake("duiqi.curation.translate:translate_file", record(types.SimpleNamespace(lines=["translated"], missing=None)))
+    fake("duiqi.curation.labels:export_labels", record(12))
+    fake("duiqi.curation.dialogue:dialogue_file", record(report))
+    fake("duiqi.curation.fill:fill_file", record(report))
     return seen
 
 
@@ -106,7 +114,7 @@ class TestHelp:
         monkeypatch.setenv("COLUMNS", "80")
         assert main(words) == 0
         text = capsys.readouterr().out
-        assert len(COMMANDS) == 20
+        assert len(COMMANDS) == 27
         for name, command in COMMANDS.items():
             assert re.search(rf"^  {name} +{re.escape(command.summary)}$", text, re.MULTILINE), name
         assert [
@@ -145,12 +153,15 @@ class TestHelp:
         assert text.index("\nRequired") < text.index("--reward_model") < text.index("\nModel\n") < text.index("\nPPO\n")
         assert text.rstrip().endswith("--output_dir runs/ppo")
 
-    def test_the_example_of_a_command_is_one_that_it_accepts(self, calls: list[Any], fake: Any) -> None:
+    def test_the_example_of_a_command_is_one_that_it_accepts(
+        self, calls: list[Any], fake: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
         fake("duiqi.stages.launch:run", lambda stage, _config, **_: stage_result(stage))
         for name, command in COMMANDS.items():
             if name != "env" and name not in DATA_COMMANDS:  # tests/cli/test_cli_data.py runs those on data
                 assert main(command.example.split()[1:]) == 0, name
-        assert len(calls) == 9
+        assert len(calls) == 16
 
     def test_the_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--version"]) == 0

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from annotated_types import Gt, Le
 from pydantic.dataclasses import dataclass
 
-from duiqi.cli.data_options import DATA_CONFIGS
+from duiqi.cli.data_options import DATA_CONFIGS, DATA_DEFAULTS
+from duiqi.cli.model_options import (
+    DecodingOptions,
+    FileOptions,
+    ModelToAskOptions,
+    PlacementOptions,
+    PromptOptions,
+)
 from duiqi.settings.describe import SettingInfo, describe
-from duiqi.settings.groups import GROUP, Count, NonNegative, Positive
+from duiqi.settings.groups import GROUP, Count, Positive
 from duiqi.settings.stages import STAGE_DEFAULTS, STAGES
-
-
-@dataclass(frozen=True, kw_only=True, config=GROUP)
-class ModelToAskOptions:
-    """Model"""
-
-    model: str
-    """A run, an adapter, a model directory or a hub name."""
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
@@ -29,62 +27,6 @@ class RewardModelToAskOptions:
 
     reward_model: str
     """A reward-model run."""
-
-
-@dataclass(frozen=True, kw_only=True, config=GROUP)
-class FileOptions:
-    """Files"""
-
-    file: str
-    """The rows to work on: .json, .jsonl or .csv."""
-    output_file: str
-    """Where the result is written, one JSON line per row, in the order of the rows."""
-    max_samples: Positive | None = None
-    """At most this many rows, from the first on."""
-    batch_size: Positive = 16
-    """Rows computed at once."""
-
-
-@dataclass(frozen=True, kw_only=True, config=GROUP)
-class PromptOptions:
-    """Prompt"""
-
-    template: str | None = None
-    """How a conversation becomes text. Default: the template the model was trained with."""
-    system: str | None = None
-    """System message. Default: the one the model was trained with."""
-    source_prefix: str | None = None
-    """Text put before every rendered prompt. Default: the one the model was trained with."""
-
-
-@dataclass(frozen=True, kw_only=True, config=GROUP)
-class DecodingOptions:
-    """Sampling"""
-
-    max_new_tokens: Positive = 128
-    """Longest answer in tokens."""
-    min_new_tokens: Count = 1
-    """No end token before this many tokens; 1: never an empty answer."""
-    temperature: NonNegative = 0.0
-    """Randomness of the answers; 0: always the most likely token, 1: the model's own distribution."""
-    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
-    """Sample from the smallest set of tokens with this probability."""
-    top_k: Count = 0
-    """Sample from the k most likely tokens; 0: from all."""
-    repetition_penalty: Annotated[float, Gt(0)] = 1.0
-    """Above 1 makes tokens already there less likely."""
-    seed: Count = 0
-    """Seed of the sampling."""
-
-
-@dataclass(frozen=True, kw_only=True, config=GROUP)
-class PlacementOptions:
-    """Placement"""
-
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights. auto: bfloat16 on a GPU, else float32."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
@@ -276,10 +218,12 @@ CONFIGS: dict[str, type] = {
     "lab": LabConfig,
     "env": EnvironmentConfig,
     **DATA_CONFIGS,
+    **MAKING_CONFIGS,
 }
 
 DEFAULTS: dict[str, Mapping[str, Any]] = {
     **{str(stage): defaults for stage, defaults in STAGE_DEFAULTS.items()},
     "chat": {"max_new_tokens": 512, "temperature": 0.7},
+    **DATA_DEFAULTS,
 }
 """Where a command's default differs from the group's."""

@@ -9,10 +9,10 @@ from typing import cast
 
 from duiqi.cli.arguments import Arguments, refuse_more_than
 from duiqi.cli.closing import closing_lines
+from duiqi.cli.model_options import DecodingOptions
 from duiqi.cli.options import (
     DEFAULTS,
     ChatConfig,
-    DecodingOptions,
     DemoConfig,
     ExamConfig,
     ExportConfig,

@@ -1,0 +1,1 @@
+"""Curation: preference data made of what models, judges and people say."""
