@@ -10,6 +10,7 @@ from annotated_types import Gt, Le
 from pydantic.dataclasses import dataclass
 
 from duiqi.cli.data_options import DATA_CONFIGS
+from duiqi.cli.legacy_options import LEGACY_CONFIGS
 from duiqi.settings.describe import SettingInfo, describe
 from duiqi.settings.groups import GROUP, Count, NonNegative, Positive
 from duiqi.settings.stages import STAGE_DEFAULTS, STAGES
@@ -256,8 +257,8 @@ def settings_of(command: str) -> list[SettingInfo]:
 
 
 def words_of(command: str) -> list[SettingInfo]:
-    """Every setting that a command line of this command may name: for a plan, those of all stages too."""
-    if command != "plan":
+    """Every setting that a command line of this command may name: for a plan or a recipe, those of all stages too."""
+    if command not in ("plan", "train"):
         return settings_of(command)
     of_stages = {setting.name: setting for stage in STAGES for setting in settings_of(stage)}
     return [*settings_of(command), *of_stages.values()]
@@ -276,6 +277,7 @@ CONFIGS: dict[str, type] = {
     "lab": LabConfig,
     "env": EnvironmentConfig,
     **DATA_CONFIGS,
+    **LEGACY_CONFIGS,
 }
 
 DEFAULTS: dict[str, Mapping[str, Any]] = {
