@@ -105,7 +105,7 @@ class TestHelp:
         monkeypatch.setenv("COLUMNS", "80")
         assert main(words) == 0
         text = capsys.readouterr().out
-        assert len(COMMANDS) == 15
+        assert len(COMMANDS) == 17
         for name, command in COMMANDS.items():
             assert re.search(rf"^  {name} +{re.escape(command.summary)}$", text, re.MULTILINE), name
         assert [
@@ -144,12 +144,16 @@ class TestHelp:
         assert text.index("\nRequired") < text.index("--reward_model") < text.index("\nModel\n") < text.index("\nPPO\n")
         assert text.rstrip().endswith("--output_dir runs/ppo")
 
-    def test_the_example_of_a_command_is_one_that_it_accepts(self, calls: list[Any], fake: Any) -> None:
+    def test_the_example_of_a_command_is_one_that_it_accepts(
+        self, calls: list[Any], fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("recipe.yaml").write_text("\n".join(["stage: sft", *BASE]).replace("=", ": "))
         fake("duiqi.stages.launch:run", lambda stage, _config, **_: stage_result(stage))
         for name, command in COMMANDS.items():
             if name != "env":
                 assert main(command.example.split()[1:]) == 0, name
-        assert len(calls) == 9
+        assert len(calls) == 10
 
     def test_the_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--version"]) == 0
@@ -230,6 +234,7 @@ class TestOtherCommands:
             "system": None,
             "source_prefix": None,
             "max_samples": 9,
+            "dataset_dir": ".",
             "batch_size": 4,
             "dtype": "auto",
             "device": "auto",
@@ -240,7 +245,7 @@ class TestOtherCommands:
         assert main(["score", "runs/rm", "pairs.json", "--output_file=s.jsonl", "--device", "cpu"]) == 0
         positional, named = calls[0]
         assert positional == ("runs/rm", "pairs.json", "s.jsonl")
-        assert named == {"batch_size": 16, "max_samples": None, "dtype": "auto", "device": "cpu"}
+        assert named == {"batch_size": 16, "max_samples": None, "dataset_dir": ".", "dtype": "auto", "device": "cpu"}
 
     def test_chat_samples_by_default(self, calls: list[Any]) -> None:
         assert main(["chat", "runs/ppo", "--system", "Be brief."]) == 0

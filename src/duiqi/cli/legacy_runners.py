@@ -14,19 +14,14 @@ from duiqi.cli.options import words_of
 from duiqi.cli.runners import export, generate, score
 from duiqi.errors import SettingsError
 from duiqi.journal.terminal import make_view
-from duiqi.legacy.chatglm_tuning import OF_MAY
-from duiqi.legacy.dialect import Old
-from duiqi.legacy.dialects import dialect_of
-from duiqi.legacy.old_command import OldCommand, read_command, script_name
+from duiqi.legacy.interpreter import interpret
 from duiqi.legacy.printed import translation_lines
 from duiqi.legacy.recipe import OwnRecipe, read_foreign
-from duiqi.legacy.translation import Translation, translate
-from duiqi.settings.recipe import Given
+from duiqi.legacy.translation import Translation
 from duiqi.settings.resolve import build, resolve
 from duiqi.settings.stages import STAGES, StageConfig, StageName
 
 _OWN = ("recipe", "dry_run", "strict")
-_RECIPES = (".json", ".yaml", ".yml")
 
 
 def train_recipe(command: str, arguments: Arguments) -> None:
@@ -65,7 +60,7 @@ def legacy(command: str, arguments: Arguments) -> None:
     given = ours.named()
     options = build(OldCommandConfig, [item for item in given if item.key in _OWN], command=command).old
     later = [item for item in given if item.key not in _OWN]
-    found = _translated(read_command(words[border + 1 :]), later)
+    found = interpret(words[border + 1 :], later)
     _show(found, strict=options.strict)
     if found.command not in STAGES:
         if not options.dry_run:
@@ -76,24 +71,6 @@ def legacy(command: str, arguments: Arguments) -> None:
     config = resolve(stage, overrides=found.given())
     if not options.dry_run:
         _run_stage(stage, config, arguments.words)
-
-
-def _translated(old: OldCommand, later: Sequence[Given]) -> Translation:
-    """An old command in duiqi's words; where it names a file of settings, that file."""
-    if not old.positionals:
-        settings = {item.key: str(item.value) for item in later}
-        dialect = dialect_of(old)
-        return translate(dialect, Old(old.flags, dialect.defaults, old.processes), later=settings)
-    first, *others = old.positionals
-    if Path(first).suffix not in _RECIPES or old.flags:
-        raise SettingsError(f"{first!r} belongs to no flag", where="command line", remedy="write --flag value")
-    overrides = [*parse(["train", *others], words_of("train")).named(), *later]
-    found = read_foreign(Path(first), overrides, dialect=OF_MAY.get(script_name(old.script)))
-    if isinstance(found, OwnRecipe):
-        raise SettingsError(
-            "is a recipe in duiqi's own words", where=first, remedy=f"run it with `duiqi {found.stage} {first}`"
-        )
-    return found
 
 
 def _show(found: Translation, *, strict: bool) -> None:

@@ -81,6 +81,7 @@ def generate(command: str, arguments: Arguments) -> None:
         system=config.prompt.system,
         source_prefix=config.prompt.source_prefix,
         max_samples=config.files.max_samples,
+        dataset_dir=config.files.dataset_dir,
         batch_size=config.files.batch_size,
         dtype=config.placement.dtype,
         device=config.placement.device,
@@ -100,6 +101,7 @@ def score(command: str, arguments: Arguments) -> None:
         config.files.output_file,
         batch_size=config.files.batch_size,
         max_samples=config.files.max_samples,
+        dataset_dir=config.files.dataset_dir,
         dtype=config.placement.dtype,
         device=config.placement.device,
     )

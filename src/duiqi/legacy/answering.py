@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ SETTINGS_OF: dict[str, tuple[str, ...]] = {
         "model",
         "file",
         "output_file",
+        "dataset_dir",
         "max_samples",
         "batch_size",
         "template",
@@ -30,7 +30,7 @@ SETTINGS_OF: dict[str, tuple[str, ...]] = {
         "dtype",
         "device",
     ),
-    "score": ("reward_model", "file", "output_file", "max_samples", "batch_size", "dtype", "device"),
+    "score": ("reward_model", "file", "output_file", "dataset_dir", "max_samples", "batch_size", "dtype", "device"),
     "export": ("model", "output_dir", "dtype", "max_shard_size", "prompts", "device"),
 }
 """The settings of the commands that are no stage, as far as old commands become them."""
@@ -107,15 +107,17 @@ def _sampled(old: Old) -> Iterator[Line]:
 
 
 def _files(old: Old, command: str) -> Iterator[Line]:
-    models = old.first("checkpoint_dir", "adapter_name_or_path")
-    last = models.split(",")[-1].strip() or old.get("model_name_or_path")
-    names = old.says("checkpoint_dir", "adapter_name_or_path", "model_name_or_path")
-    note = "it brings its base and what it stands on" if models else ""
-    yield Line(names, "model" if command == "generate" else "reward_model", last, note)
+    adapters = old.first("checkpoint_dir", "adapter_name_or_path")
+    names = ("checkpoint_dir", "adapter_name_or_path", "model_name_or_path")
+    setting = "model" if command == "generate" else "reward_model"
+    if adapters:
+        last = adapters.split(",")[-1].strip()
+        yield Line(old.says(*names), setting, last, "it brings its base and what it stands on")
+    else:
+        yield Line(old.says(*names), setting, old.get("model_name_or_path"))
     dataset = old.first("eval_dataset", "dataset")
-    yield Line(
-        old.says("dataset", "eval_dataset", "dataset_dir"), "file", file_of(dataset, old.get("dataset_dir") or "data")
-    )
+    yield Line(old.says("dataset", "eval_dataset"), "file", dataset)
+    yield Line(old.says("dataset_dir"), "dataset_dir", old.get("dataset_dir") or "data")
     target = str(Path(old.get("output_dir") or "results") / "generated_predictions.jsonl")
     note = (
         "prompt, predict and label; BLEU and ROUGE are not computed" if command == "generate" else "scores of every row"
@@ -125,32 +127,3 @@ def _files(old: Old, command: str) -> Iterator[Line]:
         yield Line(old.says("max_samples"), "max_samples", old.get("max_samples"))
     if old.says("per_device_eval_batch_size"):
         yield Line(("per_device_eval_batch_size",), "batch_size", old.get("per_device_eval_batch_size"))
-
-
-def file_of(dataset: str, directory: str) -> str:
-    """The file behind the name of a dataset.
-
-    Raises:
-        SettingsError: There are several, or none.
-    """
-    if "," in dataset:
-        raise SettingsError(
-            f"{dataset} is more than one dataset",
-            where="--dataset",
-            remedy="give one command for each: answers are written file by file",
-        )
-    registry = Path(directory) / "dataset_info.json"
-    try:
-        entries = json.loads(registry.read_text(encoding="utf-8")) if registry.is_file() else {}
-        name = entries.get(dataset, {}).get("file_name", "")
-    except (OSError, ValueError, AttributeError) as error:
-        raise SettingsError(f"cannot be read ({error})", where=str(registry), remedy="mend the file") from None
-    if name:
-        return str(Path(directory) / name)
-    if Path(dataset).exists() or Path(dataset).suffix:
-        return dataset
-    raise SettingsError(
-        f"no file is known for the dataset {dataset!r}",
-        where="--dataset",
-        remedy=f"name the file itself, or give {dataset} a file_name in {registry}",
-    )

@@ -77,8 +77,10 @@ DEFAULTS_OF_MAY: dict[str, str] = {
 DEFAULTS_OF_LAST = {**DEFAULTS_OF_MAY, "pre_seq_len": "64"}
 
 
-def lineage(old: Old, _command: str) -> Iterator[Line | Trouble]:
+def lineage(old: Old, command: str) -> Iterator[Line | Trouble]:
     """checkpoint_dir and resume_lora_training: from which adapters, and whether a new one is trained above them."""
+    if command in ("generate", "score"):
+        return
     switch = old.says("resume_lora_training")
     if not old.get("checkpoint_dir"):
         if switch:

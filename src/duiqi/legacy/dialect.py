@@ -41,6 +41,8 @@ class Old:
     """Training processes that the old launcher would have started."""
     is_inline: bool = False
     """Whether these are old flags among duiqi's own, where the old tool's defaults do not count."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Where each was said, if in a file: `recipe.yaml:7: packing`."""
 
     def get(self, name: str) -> str:
         """The value of a flag; empty where there is none."""

@@ -54,7 +54,7 @@ def modern(stage: StageName, given: Sequence[Given]) -> tuple[tuple[Given, ...],
         for line in found.lines
         if not line.setting and line.flags and not _is_granted(line)
     ]
-    Translation(found.tool, stage, found.lines, (*found.troubles, *idle), (), said).refuse_troubles()
+    Translation(found.tool, stage, found.lines, (*found.troubles, *idle), (), found.old).refuse_troubles()
     taken = {item.key for item in old} | found.settings.keys()
     return (*(item for item in given if item.key not in taken), *found.given()), found
 

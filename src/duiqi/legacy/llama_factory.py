@@ -328,7 +328,7 @@ def ppo(old: Old, duiqi: str) -> Iterator[Line | Trouble]:
     for name, value in _PPO_OF_TRL.items():
         yield Line((), name, value, "as TRL did of itself")
     if not old.says("max_new_tokens"):
-        yield Line((), "max_new_tokens", old.get("max_new_tokens"), "its default there")
+        yield Line((), "max_new_tokens", old.get("max_new_tokens"))
 
 
 def remarks(old: Old, duiqi: str) -> Sequence[str]:

@@ -34,6 +34,7 @@ SFT_DEFAULTS = {
     "lora_alpha": "32",
     "lora_dropout": "0.1",
     "lora_target": "W_pack",
+    "model_path": "baichuan-inc/baichuan-7B",
     "template": "raw",
     "cutoff_len": "2040",
 }
@@ -133,7 +134,7 @@ def rm_shape(old: Old, _command: str) -> Iterator[Line | Trouble]:
             )
     if not old.says("output_dir"):
         yield Line((), "output_dir", "runs/rm", "the old code made a name of the others")
-    yield Line((), "eval_steps", old.get("eval_steps"), "its default there")
+    yield Line((), "eval_steps", old.get("eval_steps"))
 
 
 def ppo_shape(old: Old, _command: str) -> Iterator[Line | Trouble]:

@@ -6,27 +6,30 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from duiqi.legacy.dialect import Line
+from duiqi.legacy.dialect import Line, Old
 from duiqi.legacy.translation import Translation
 
 _UNSAID = "(not said)"
 _NOTHING = "-"
+_DEFAULT = "its default there"
 
 
 def translation_lines(translation: Translation, *, strict: bool = True) -> list[str]:
     """The table of a translation with everything below it, fitted to the terminal."""
-    width = max(60, min(shutil.get_terminal_size().columns, 120))
+    width = max(60, min(shutil.get_terminal_size((110, 24)).columns, 120))
     rows = [_row(line, translation) for line in translation.lines]
     rows += [(_said(t.flags, translation), "refused" if strict else "left out", t.reason) for t in translation.troubles]
     lines = [f"{translation.tool} -> duiqi {translation.command}", "", *_table(rows, width)]
     for remark in translation.remarks:
         lines += ["", *textwrap.wrap(f"note: {remark}", width, subsequent_indent="      ")]
-    return [*lines, "", "the same in duiqi's words:", f"  {translation.line}", ""]
+    if not translation.old.is_inline:
+        lines += ["", "the same in duiqi's words:", f"  {translation.line}"]
+    return [*lines, ""]
 
 
 def _row(line: Line, translation: Translation) -> tuple[str, str, str]:
     new = f"{line.setting}: {line.value}" if line.setting else _NOTHING
-    return _said(line.flags, translation), new, line.note
+    return _said(line.flags, translation), new, line.note or ("" if line.flags else _DEFAULT)
 
 
 def _said(flags: Sequence[str], translation: Translation) -> str:
@@ -34,11 +37,14 @@ def _said(flags: Sequence[str], translation: Translation) -> str:
 
     Those that a line speaks of although nobody gave them are left out.
     """
-    given = [_as_typed(flag, translation.said[flag]) for flag in flags if flag in translation.said]
+    given = [_as_said(flag, translation.old) for flag in flags if flag in translation.old.said]
     return " ".join(given) if given else _UNSAID
 
 
-def _as_typed(flag: str, value: str) -> str:
+def _as_said(flag: str, old: Old) -> str:
+    value = old.said[flag]
+    if flag in old.places:
+        return f"{flag}: {value}"
     return f"--{flag}" if value == "true" else f"--{flag} {value}"
 
 

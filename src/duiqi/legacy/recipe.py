@@ -75,7 +75,8 @@ def _translated(_file: Path, names: Mapping[str, Given], dialect: Dialect, ours:
             )
     if "stage" in said and said["stage"] == "pretrain":
         said["stage"] = "pt"
-    return translate(dialect, Old(_without_null(said), dialect.defaults), later=later)
+    places = {name: names[name].where for name in said if names[name].is_from_recipe}
+    return translate(dialect, Old(_without_null(said), dialect.defaults, places=places), later=later)
 
 
 def _without_null(said: Mapping[str, str]) -> dict[str, str]:

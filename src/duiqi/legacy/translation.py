@@ -30,7 +30,7 @@ class Translation:
     lines: tuple[Line, ...]
     troubles: tuple[Trouble, ...]
     remarks: tuple[str, ...]
-    said: Mapping[str, str]
+    old: Old
 
     @property
     def settings(self) -> dict[str, str]:
@@ -71,14 +71,19 @@ class Translation:
             return
         if len(self.troubles) == 1:
             (trouble,) = self.troubles
-            raise SettingsError(trouble.reason, where=self._place(trouble), remedy=trouble.remedy)
+            way_out = "" if self.old.is_inline else "; --strict false goes on without it"
+            raise SettingsError(trouble.reason, where=self._place(trouble), remedy=trouble.remedy + way_out)
+        way_out = "" if self.old.is_inline else " (--strict false goes on without them)"
         lines = [f"{self._place(trouble)}: {trouble.reason} -> {trouble.remedy}" for trouble in self.troubles]
-        raise SettingsError(
-            f"{len(lines)} flags have no meaning here (--strict false goes on without them)\n  " + "\n  ".join(lines)
-        )
+        raise SettingsError(f"{len(lines)} settings have no meaning here{way_out}\n  " + "\n  ".join(lines))
 
     def _place(self, trouble: Trouble) -> str:
-        return ", ".join(f"{flag}={self.said[flag]}" if flag in self.said else flag for flag in trouble.flags)
+        """The flags of a trouble with their values, as they were said."""
+        said, places = self.old.said, self.old.places
+        return ", ".join(
+            f"{places[flag]}: {said[flag]}" if flag in places else f"--{flag} {said.get(flag, '')}".rstrip()
+            for flag in trouble.flags
+        )
 
 
 def translate(dialect: Dialect, old: Old, *, later: Mapping[str, str] = _NOTHING) -> Translation:
@@ -108,13 +113,16 @@ def translate(dialect: Dialect, old: Old, *, later: Mapping[str, str] = _NOTHING
     for flag, value in old.defaults.items():
         rule = dialect.flags.get(flag)
         if flag not in old.said and flag not in covered and isinstance(rule, Becomes) and rule.setting in known:
-            lines.append(Line((), rule.setting, rule.words.get(value, value), "its default there"))
+            lines.append(Line((), rule.setting, rule.words.get(value, value)))
+    mended = [trouble for trouble in troubles if later.keys() & set(trouble.flags)]
+    troubles = [trouble for trouble in troubles if trouble not in mended]
+    lines += [Line(trouble.flags, note="said otherwise here") for trouble in mended]
     lines += [Line((), name, value, "said here") for name, value in later.items()]
     place = {flag: number for number, flag in enumerate(old.said)}
     settled = _settled(lines, command, known)
     settled = sorted(settled, key=lambda line: min((place[f] for f in line.flags if f in place), default=len(place)))
     return Translation(
-        dialect.tool, command, tuple(settled), tuple(troubles), tuple(dialect.remarks(old, command)), dict(old.said)
+        dialect.tool, command, tuple(settled), tuple(troubles), tuple(dialect.remarks(old, command)), old
     )
 
 

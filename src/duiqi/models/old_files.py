@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from duiqi.errors import ModelError
+from duiqi.models.card import CARD_NAME
 
 OLD_WEIGHTS_NAME = "adapter_model.bin"
 _PARTIAL_MODEL_NAME = "pytorch_model.bin"
@@ -52,7 +53,7 @@ def read_value_head(directory: Path) -> Tensor | None:
         ModelError: The file is damaged, or holds no such head.
     """
     file = next((directory / name for name in _VALUE_HEADS if (directory / name).is_file()), None)
-    if file is None:
+    if file is None or (directory / CARD_NAME).is_file():  # beside a card it is the critic of duiqi's own PPO
         return None
     weights = {key.removeprefix("v_head."): value for key, value in read_tensors(file).items()}
     weight = weights.get(_HEAD_WEIGHT)
