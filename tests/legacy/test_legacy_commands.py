@@ -6,18 +6,22 @@ import shlex
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.legacy.commands import BASELINE, COMMANDS, FIRST_THREE, PERSONA, Cell, cells
 
 from duiqi.cli.arguments import parse
 from duiqi.cli.options import settings_of, words_of
 from duiqi.errors import SettingsError
 from duiqi.legacy.answering import SETTINGS_OF
-from duiqi.legacy.dialect import Old
+from duiqi.legacy.dialect import Dialect, Old
 from duiqi.legacy.dialects import KNOWN_SCRIPTS, dialect_of
 from duiqi.legacy.interpreter import interpret
 from duiqi.legacy.old_command import OldCommand, read_command
+from duiqi.legacy.printed import translation_lines
 from duiqi.legacy.rules import Becomes, Refused, Together
 from duiqi.legacy.translation import Translation
+from duiqi.legacy.translation import translate as translate_flags
 from duiqi.settings.recipe import Given
 from duiqi.settings.resolve import resolve
 from duiqi.settings.stages import STAGES, StageConfig
@@ -214,7 +218,7 @@ class TestDeepSpeedChat:
             translate(self.STEP3).refuse_troubles()
         message = str(caught.value)
         assert "3 settings have no meaning here" in message
-        assert "duiqi data split FILE --parts 2,4,4" in message
+        assert "duiqi data split FILE --parts 2,4,4 --output_dir DIR" in message
         assert "--critic_learning_rate 5e-6" in message
         assert "enable_ema" in message
 
@@ -328,3 +332,25 @@ class TestTheTables:
     def test_what_answers_has_the_settings_that_are_written_down(self) -> None:
         for command, names in SETTINGS_OF.items():
             assert set(names) == {setting.name for setting in settings_of(command)}
+
+
+def some_flags(dialect: Dialect) -> st.SearchStrategy[dict[str, str]]:
+    values = st.sampled_from(
+        ["true", "False", "none", "1", "8", "-1", "0.1", "sft", "lora", "full", "a,b", "steps", "x"]
+    )
+    return st.dictionaries(st.sampled_from(sorted(dialect.flags)), values, max_size=8)
+
+
+@given(data=st.data(), script=st.sampled_from([s for s in KNOWN_SCRIPTS if s != "tokenize_dataset_rows.py"]))
+@settings(max_examples=300, deadline=None)
+def test_whatever_flags_are_said_each_is_spoken_of_or_one_is_refused(data: st.DataObject, script: str) -> None:
+    dialect = dialect_of(OldCommand("step1/main.py" if script == "main.py" else script))
+    said = data.draw(some_flags(dialect))
+    try:
+        found = translate_flags(dialect, Old(said, dialect.defaults))
+    except SettingsError:
+        return
+    spoken = {flag for line in found.lines for flag in line.flags} | {f for t in found.troubles for f in t.flags}
+    assert set(said) <= spoken
+    assert all(line.setting or line.note for line in found.lines)
+    assert translation_lines(found)

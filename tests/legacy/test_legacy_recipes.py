@@ -300,7 +300,7 @@ def test_a_recipe_is_planned_and_then_run(workshop: Workshop, tmp_path: Path, ca
     assert main(["train", str(file), "--dry_run"]) == 0
     said = capsys.readouterr().out
     assert "preprocessing_num_workers: 4" in " ".join(said.split())
-    assert "2 steps" in said
+    assert "steps     2, " in said
     assert not (tmp_path / "run").exists()
     assert main(["train", str(file)]) == 0
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()

@@ -136,7 +136,7 @@ def data(old: Old, _command: str) -> Iterator[Line | Trouble]:
         yield Trouble(
             ("data_split",),
             "every stage reads all rows that it is given",
-            f"make the files of the phases once: duiqi data split FILE --parts {split}; then name each stage's own",
+            f"deal them out once: `duiqi data split FILE --parts {split} --output_dir DIR`; give each stage its part",
         )
     elif split:
         yield Line(("data_split",), note="all rows, as here")

@@ -9,6 +9,7 @@ from duiqi.legacy.answering import ANSWERING_FLAGS, answering, chosen_command
 from duiqi.legacy.dialect import Dialect, Line, Old, Trouble
 from duiqi.legacy.rules import Becomes, NoEffect, Pending, Refused, Rule, Together, same
 from duiqi.legacy.trainer import READINGS, TRAINER, TRAINER_DEFAULTS
+from duiqi.settings.describe import known_settings
 
 STAGE_COMMANDS = {"pt": "pretrain", "sft": "sft", "rm": "rm", "ppo": "ppo", "dpo": "dpo", "kto": "dpo"}
 SAME_TEMPLATES = ("chatglm2", "chatglm3", "baichuan", "baichuan2", "chatml", "qwen", "alpaca", "llama2_zh")
@@ -276,10 +277,19 @@ def stage(old: Old, duiqi: str) -> Iterator[Line | Trouble]:
     """`stage`, and the loss of preferences that belongs to it."""
     if old.says("stage"):
         yield Line(("stage",), note=f"the command: duiqi {duiqi}")
-    if old.get("stage") == "kto":
+    if old.get("stage") == "kto" and not _has_kto():
+        yield Trouble(
+            ("stage",), "single answers with labels are not read yet", "make pairs of them, and use stage: dpo"
+        )
+    elif old.get("stage") == "kto":
         yield Line(old.says("pref_loss"), "pref_loss", "kto", "the stage kto is a loss of `duiqi dpo`")
     elif old.says("pref_loss"):
         yield Line(("pref_loss",), "pref_loss", old.get("pref_loss"))
+
+
+def _has_kto() -> bool:
+    """Whether `duiqi dpo` has the loss of the stage kto."""
+    return any("kto" in setting.choices for setting in known_settings("dpo") if setting.name == "pref_loss")
 
 
 def template(old: Old, _duiqi: str) -> Iterator[Line | Trouble]:
