@@ -114,7 +114,7 @@ class TestHelp:
         monkeypatch.setenv("COLUMNS", "80")
         assert main(words) == 0
         text = capsys.readouterr().out
-        assert len(COMMANDS) == 27
+        assert len(COMMANDS) == 29
         for name, command in COMMANDS.items():
             assert re.search(rf"^  {name} +{re.escape(command.summary)}$", text, re.MULTILINE), name
         assert [
@@ -154,14 +154,16 @@ class TestHelp:
         assert text.rstrip().endswith("--output_dir runs/ppo")
 
     def test_the_example_of_a_command_is_one_that_it_accepts(
-        self, calls: list[Any], fake: Any, monkeypatch: pytest.MonkeyPatch
+        self, calls: list[Any], fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+        monkeypatch.chdir(tmp_path)
+        Path("recipe.yaml").write_text("\n".join(["stage: sft", *BASE]).replace("=", ": "))
         fake("duiqi.stages.launch:run", lambda stage, _config, **_: stage_result(stage))
         for name, command in COMMANDS.items():
             if name != "env" and name not in DATA_COMMANDS:  # tests/cli/test_cli_data.py runs those on data
                 assert main(command.example.split()[1:]) == 0, name
-        assert len(calls) == 16
+        assert len(calls) == 17
 
     def test_the_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--version"]) == 0
@@ -242,6 +244,7 @@ class TestOtherCommands:
             "system": None,
             "source_prefix": None,
             "max_samples": 9,
+            "dataset_dir": ".",
             "batch_size": 4,
             "dtype": "auto",
             "device": "auto",
@@ -252,7 +255,7 @@ class TestOtherCommands:
         assert main(["score", "runs/rm", "pairs.json", "--output_file=s.jsonl", "--device", "cpu"]) == 0
         positional, named = calls[0]
         assert positional == ("runs/rm", "pairs.json", "s.jsonl")
-        assert named == {"batch_size": 16, "max_samples": None, "dtype": "auto", "device": "cpu"}
+        assert named == {"batch_size": 16, "max_samples": None, "dataset_dir": ".", "dtype": "auto", "device": "cpu"}
 
     def test_chat_samples_by_default(self, calls: list[Any]) -> None:
         assert main(["chat", "runs/ppo", "--system", "Be brief."]) == 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from duiqi.cli.command import ANY_SETTINGS, Command
 from duiqi.cli.data_commands import DATA_COMMANDS
+from duiqi.cli.legacy_commands import LEGACY_COMMANDS
 from duiqi.cli.making_commands import MAKING_COMMANDS
 
 _STAGE_USAGE = f"[RECIPE.yaml] {ANY_SETTINGS}"
@@ -62,6 +63,7 @@ COMMANDS: dict[str, Command] = {
         "duiqi plan sft --model_name_or_path models/base --dataset demonstrations.json --output_dir runs/sft",
         "duiqi.cli.runners:plan",
     ),
+    **LEGACY_COMMANDS,
     **DATA_COMMANDS,
     **MAKING_COMMANDS,
     "generate": Command(

@@ -46,6 +46,7 @@ def sample(command: str, arguments: Arguments) -> None:
         system=config.prompt.system,
         source_prefix=config.prompt.source_prefix,
         max_samples=config.files.max_samples,
+        dataset_dir=config.files.dataset_dir,
         batch_size=config.files.batch_size,
         dtype=config.placement.dtype,
         device=config.placement.device,

@@ -23,9 +23,11 @@ class FileOptions:
     """Files"""
 
     file: str
-    """The rows to work on: .json, .jsonl or .csv."""
+    """The rows to work on: .json, .jsonl or .csv, or a name in dataset_info.json."""
     output_file: str
     """Where the result is written, one JSON line per row, in the order of the rows."""
+    dataset_dir: str = "."
+    """The folder of dataset_info.json and its files, where the rows are named."""
     max_samples: Positive | None = None
     """At most this many rows, from the first on."""
     batch_size: Positive = 16

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from duiqi.cli.data_options import DATA_CONFIGS, DATA_DEFAULTS
+from duiqi.cli.data_options import DATA_CONFIGS
+from duiqi.cli.legacy_options import LEGACY_CONFIGS
+from duiqi.cli.making_options import MAKING_CONFIGS, MAKING_DEFAULTS
 from duiqi.cli.model_options import (
     DecodingOptions,
     FileOptions,
@@ -198,8 +200,8 @@ def settings_of(command: str) -> list[SettingInfo]:
 
 
 def words_of(command: str) -> list[SettingInfo]:
-    """Every setting that a command line of this command may name: for a plan, those of all stages too."""
-    if command != "plan":
+    """Every setting that a command line of this command may name: for a plan or a recipe, those of all stages too."""
+    if command not in ("plan", "train"):
         return settings_of(command)
     of_stages = {setting.name: setting for stage in STAGES for setting in settings_of(stage)}
     return [*settings_of(command), *of_stages.values()]
@@ -218,12 +220,13 @@ CONFIGS: dict[str, type] = {
     "lab": LabConfig,
     "env": EnvironmentConfig,
     **DATA_CONFIGS,
+    **LEGACY_CONFIGS,
     **MAKING_CONFIGS,
 }
 
 DEFAULTS: dict[str, Mapping[str, Any]] = {
     **{str(stage): defaults for stage, defaults in STAGE_DEFAULTS.items()},
     "chat": {"max_new_tokens": 512, "temperature": 0.7},
-    **DATA_DEFAULTS,
+    **MAKING_DEFAULTS,
 }
 """Where a command's default differs from the group's."""

@@ -24,6 +24,8 @@ from duiqi.cli.options import (
 )
 from duiqi.errors import GuardStop, SettingsError, did_you_mean
 from duiqi.journal.terminal import make_view
+from duiqi.legacy.inline import modern
+from duiqi.legacy.printed import translation_lines
 from duiqi.settings.conditions import listing
 from duiqi.settings.recipe import Given
 from duiqi.settings.resolve import build, resolve
@@ -36,7 +38,10 @@ def train(command: str, arguments: Arguments) -> None:
     refuse_more_than(1, arguments.positionals)
     stage = cast(StageName, command)
     recipe = Path(arguments.positionals[0]) if arguments.positionals else None
-    config = resolve(stage, recipe=recipe, overrides=arguments.given)
+    overrides, old_flags = modern(stage, arguments.given)
+    if old_flags is not None:
+        _say(*translation_lines(old_flags))
+    config = resolve(stage, recipe=recipe, overrides=overrides)
 
     from duiqi.stages.launch import run
 
@@ -76,6 +81,7 @@ def generate(command: str, arguments: Arguments) -> None:
         system=config.prompt.system,
         source_prefix=config.prompt.source_prefix,
         max_samples=config.files.max_samples,
+        dataset_dir=config.files.dataset_dir,
         batch_size=config.files.batch_size,
         dtype=config.placement.dtype,
         device=config.placement.device,
@@ -95,6 +101,7 @@ def score(command: str, arguments: Arguments) -> None:
         config.files.output_file,
         batch_size=config.files.batch_size,
         max_samples=config.files.max_samples,
+        dataset_dir=config.files.dataset_dir,
         dtype=config.placement.dtype,
         device=config.placement.device,
     )

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from duiqi.data.formats import ROLES
 from duiqi.data.loading import load_examples
 from duiqi.data.reading import BadRow, Row, describe, list_files, read_file
 from duiqi.data.registry import DatasetSpec
+from duiqi.data.rows.turns import ROLES
 from duiqi.errors import DataError
 from duiqi.types import Message
 

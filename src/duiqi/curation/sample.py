@@ -65,6 +65,7 @@ def sample_file(
     system: str | None = None,
     source_prefix: str | None = None,
     max_samples: int | None = None,
+    dataset_dir: str = ".",
     batch_size: int = 16,
     dtype: str = "auto",
     device: str = "auto",
@@ -83,7 +84,7 @@ def sample_file(
         raise SettingsError(
             f"0 gives the same answer {num_answers} times", where="temperature", remedy="set it above 0, such as 1"
         )
-    examples = read_conversations(file, max_samples=max_samples)
+    examples = read_conversations(file, max_samples=max_samples, dataset_dir=dataset_dir)
     where = locate(model)
     settings: dict[str, Any] = {
         "model": model,

@@ -10,12 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from annotated_types import Gt
 from peft import LoraConfig, PeftConfig, PrefixTuningConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
@@ -23,11 +22,18 @@ from typing_extensions import TypedDict  # pydantic reads typing's from Python 3
 from duiqi.errors import ModelError
 from duiqi.guards.limits import at_most
 from duiqi.journal.checksums import CHECKSUMS, find_damage
-from duiqi.models.adapters import Mounted, attach
+from duiqi.models.adapters import NOTHING, Mounted, attach
+from duiqi.models.old_files import (
+    OLD_WEIGHTS_NAME,
+    base_of_trained_layers,
+    read_tensors,
+    read_trained_layers,
+    read_value_head,
+    trained_layers_file,
+)
 from duiqi.models.prefix import saved_prefix
 
 WEIGHTS_NAME = "adapter_model.safetensors"
-OLD_WEIGHTS_NAME = "adapter_model.bin"
 CONFIG_NAME = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 SCORE_KEY = "score.weight"
@@ -90,6 +96,13 @@ class SavedAdapter:
     """P x size, see `prefix.Prefix.flat`."""
     score: Tensor | None = None
     """The reward head (1 x H), if this is a reward model."""
+    value_head: Tensor | None = None
+    """The head (1 x H) that trainers of 2023 left beside reward models, and beside policies that PPO trained."""
+
+    @property
+    def reward_head(self) -> Tensor | None:
+        """What scores an answer, where somebody takes this for a reward model."""
+        return self.score if self.score is not None else self.value_head
 
     @property
     def kind(self) -> str:
@@ -100,12 +113,12 @@ class SavedAdapter:
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a directory says that it is an adapter."""
-    return (directory / CONFIG_NAME).is_file()
+    """Whether a directory says that it is an adapter, or holds layers that freeze tuning of 2023 trained."""
+    return (directory / CONFIG_NAME).is_file() or trained_layers_file(directory) is not None
 
 
 def read_adapter(directory: str | Path) -> SavedAdapter:
-    """Read a PEFT directory: LoRA, modules_to_save, prefix tuning; also the `.bin` files of 2023.
+    """Read a PEFT directory: LoRA, modules_to_save, prefix tuning; also the files of 2023 (`old_files`).
 
     Nothing in it is run: weights are tensors, and the rest is checked before anything is made of it.
 
@@ -113,18 +126,22 @@ def read_adapter(directory: str | Path) -> SavedAdapter:
         ModelError: Files are missing, damaged, or of another kind.
     """
     path = Path(directory)
+    has_config = (path / CONFIG_NAME).is_file()
+    alone = None if has_config else trained_layers_file(path)
+    if alone is not None:
+        return _trained_layers(path, alone)
     weights_file = next((path / name for name in (WEIGHTS_NAME, OLD_WEIGHTS_NAME) if (path / name).is_file()), None)
-    if not is_adapter(path) or weights_file is None:
+    if not has_config or weights_file is None:
         raise ModelError(
-            f"{WEIGHTS_NAME if is_adapter(path) else CONFIG_NAME} is missing, so this is not an adapter",
+            f"{WEIGHTS_NAME if has_config else CONFIG_NAME} is missing, so this is not an adapter",
             where=str(path),
             remedy="give a run directory, or a directory that PEFT's save_pretrained wrote",
         )
     refuse_damage(path)
-    weights = _read_weights(weights_file)
+    weights = read_tensors(weights_file)
     config = _read_config(path)
-    saved = SavedAdapter(path, config, str(config.base_model_name_or_path or ""))
-    plain = {_plain_name(key): value for key, value in weights.items()}
+    saved = SavedAdapter(path, config, str(config.base_model_name_or_path or ""), value_head=read_value_head(path))
+    plain = {_plain_name(key): value for key, value in weights.items() if ".original_module." not in key}
     score = plain.pop(SCORE_KEY, None)
     if score is not None and (score.ndim != 2 or len(score) != 1):
         raise ModelError(f"its score head has shape {tuple(score.shape)}, not 1 x H", where=str(path))
@@ -133,6 +150,7 @@ def read_adapter(directory: str | Path) -> SavedAdapter:
     low_rank = {key: value for key, value in plain.items() if "lora_" in key}
     own = {key: value for key, value in plain.items() if "lora_" not in key}
     _check_low_rank(config, low_rank, path)
+    config.target_modules = _targets_of(config, low_rank)
     config.modules_to_save = modules_of(own)
     return replace(saved, low_rank=low_rank, own=own, score=score)
 
@@ -151,19 +169,26 @@ def refuse_damage(directory: Path) -> None:
         )
 
 
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file, without running anything in it."""
-    try:
-        if file.name == WEIGHTS_NAME:
-            weights: dict[str, Tensor] = load_file(file)
-            return weights
-        found = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-            raise ValueError("it holds something else than tensors")
-    except Exception as error:  # bytes of any content; torch raises whatever it comes upon in them
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"cannot be read ({reason})", where=str(file), remedy=_COPY_AGAIN) from error
-    return {str(key): value for key, value in found.items()}
+def _trained_layers(directory: Path, file: Path) -> SavedAdapter:
+    """Layers that freeze tuning of 2023 trained and saved alone."""
+    own = read_trained_layers(file)
+    config = LoraConfig(target_modules=NOTHING, modules_to_save=modules_of(own))
+    return SavedAdapter(
+        directory, config, base_of_trained_layers(directory), own=own, value_head=read_value_head(directory)
+    )
+
+
+def _targets_of(config: LoraConfig, weights: Mapping[str, Tensor]) -> Any:
+    """The layers to adapt: by their full paths where PEFT of 2023 took a name for the mere end of a path.
+
+    `0.attention` was layer 10 and 20 too; what it made has weights, and the names of weights do not err.
+    """
+    targets = config.target_modules
+    if not isinstance(targets, list | set):
+        return targets
+    paths = {name.partition(".lora_")[0] for name in weights}
+    are_named = all(any(f".{path}".endswith(f".{target}") for target in targets) for path in paths)
+    return targets if are_named else paths
 
 
 def _read_config(directory: Path) -> PeftConfig:
@@ -243,8 +268,8 @@ def modules_of(weights: Mapping[str, Tensor]) -> list[str] | None:
 
 
 def _plain_name(key: str) -> str:
-    """A weight's name without PEFT's prefix and without the adapter's name, which some versions of PEFT kept."""
-    return key.removeprefix(PEFT_PREFIX).replace(".default.", ".")
+    """A weight's name without PEFT's prefix and without what some versions of PEFT kept: wrapper and adapter's name."""
+    return key.removeprefix(PEFT_PREFIX).replace(".modules_to_save.", ".").replace(".default.", ".")
 
 
 def mount(network: nn.Module, name: str, saved: SavedAdapter, *, trainable: bool) -> Mounted:

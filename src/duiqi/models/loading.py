@@ -89,6 +89,12 @@ def locate(path: str) -> Located:
 
 def _base_of(directory: Path, card: ModelCard | None) -> str:
     named = card.base if card else read_adapter(directory).base
+    if not named:
+        raise ModelError(
+            "does not say which base it was trained on",
+            where=str(directory),
+            remedy="name it as adapter_name_or_path, and its base as model_name_or_path",
+        )
     found = find_again(named, card.base_relative if card else None, directory)
     if found is not None or not os.path.isabs(named):
         return named if found is None else str(found)

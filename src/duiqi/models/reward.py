@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from duiqi.models.loading import (
     refusing,
 )
 from duiqi.models.measure import measure_scores
+from duiqi.models.old_files import read_value_head
 from duiqi.models.ports.registry import find_port
 from duiqi.models.prefix import Prefix, call_behind
 from duiqi.models.reading import last_token
@@ -138,7 +140,8 @@ def load_standalone_reward(
     _check_is_reward_model(where, path)
     stack = read_stack(where.adapter) if where.adapter is not None else ()
     saved = stack[-1] if stack else None
-    if saved is not None and saved.score is None:
+    own_head = saved.reward_head if saved is not None else read_value_head(Path(where.base))
+    if saved is not None and own_head is None:
         raise ModelError("the adapter has no score head, so it is not a reward model", where=path, remedy=WHAT_TO_GIVE)
     chosen = choose_device(device)
     tokenizer = load_tokenizer(where.leaf, trust_remote_code=trust_remote_code)
@@ -162,7 +165,7 @@ def load_standalone_reward(
         )
     if port is None:
         fill_buffers(network)
-    replaced = () if saved is None else ("score.weight",)
+    replaced = () if own_head is None else ("score.weight",)
     refuse_incomplete(info, where=path, remedy=WHAT_TO_GIVE, replaced=replaced)
     head = getattr(network, "score", None)
     if not isinstance(head, nn.Linear):
@@ -173,8 +176,8 @@ def load_standalone_reward(
         )
     grow_vocabulary(network, where.vocabulary)
     prefix = take_seat(network, "reward", [_of_trunk(each, network) for each in stack]).prefix
-    if saved is not None and saved.score is not None:
-        head.weight = nn.Parameter(saved.score.clone())
+    if own_head is not None:
+        head.weight = nn.Parameter(own_head.clone())
     head.register_forward_pre_hook(_in_precision_of)
     network.to(chosen).requires_grad_(False).eval()
     return StandaloneReward(network, None if prefix is None else prefix.to(chosen))

@@ -21,11 +21,12 @@ from duiqi.models.loading import choose_device, choose_dtype, locate, quietly, r
 from duiqi.models.ports.registry import find_port
 from duiqi.models.seats import Seat, take_seat
 from duiqi.models.shared_base import SharedBase
-from duiqi.rollouts.scoring import numbered, parse_reward_specs
+from duiqi.rollouts.scoring import parse_reward_specs
 from duiqi.settings.groups import ModelSettings
 from duiqi.settings.stages import DPOConfig, PPOConfig, RewardModelConfig, StageConfig
 from duiqi.stages.dpo import REFERENCED
 from duiqi.stages.ppo_cast import check_settings, seat_critic
+from duiqi.stages.ppo_reward_adapters import goes_on_any_base, seat_reward
 from duiqi.stages.start import Start, base_dtype, find_start, seat_policy, seat_reference
 
 _REMEDY = "give a directory with config.json, or the name of a model on the hub"
@@ -163,17 +164,20 @@ def _seat_rewards(
     for spec in parse_reward_specs(named):
         if spec.function is not None:
             continue
-        located = locate(spec.source)
-        if located.adapter is not None and located.card is not None and _is_same(located.base, start.base):
-            role = next(free for free in numbered("reward") if not base.has(free))
-            beside = None if base.seat("policy").stack else "reference"
-            *below, saved = read_stack(located.adapter)
-            base.seat_saved_adapter(role, saved, trainable=False, above=below, beside=beside)
-            base.add_head(role, saved.score, trainable=False)
+        if _shares_base(spec.source, start.base):
+            seat_reward(base, spec.source, where="reward_model")
         else:
             dtype = choose_dtype(config.model.dtype, device)
             apart.append((Path(spec.source).name, _classifier(spec.source, config.model, dtype)))
     return apart
+
+
+def _shares_base(source: str, base: str) -> bool:
+    """Whether a reward model is an adapter that the run will put on its base."""
+    if goes_on_any_base(source, base):
+        return True
+    located = locate(source)
+    return located.adapter is not None and located.card is not None and _is_same(located.base, base)
 
 
 def _classifier(path: str, settings: ModelSettings, dtype: torch.dtype) -> PreTrainedModel:

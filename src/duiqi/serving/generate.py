@@ -26,6 +26,7 @@ def generate_file(
     system: str | None = None,
     source_prefix: str | None = None,
     max_samples: int | None = None,
+    dataset_dir: str = ".",
     batch_size: int = 16,
     dtype: str = "auto",
     device: str = "auto",
@@ -38,7 +39,7 @@ def generate_file(
         UserError: The model or the file cannot be used, or the output cannot be written.
     """
     target = new_file(output_file)
-    examples = read_conversations(file, max_samples=max_samples)
+    examples = read_conversations(file, max_samples=max_samples, dataset_dir=dataset_dir)
     speaker = open_speaker(
         model,
         template=template,

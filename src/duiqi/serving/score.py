@@ -24,6 +24,7 @@ def score_file(
     *,
     batch_size: int = 16,
     max_samples: int | None = None,
+    dataset_dir: str = ".",
     dtype: str = "auto",
     device: str = "auto",
 ) -> int:
@@ -35,7 +36,7 @@ def score_file(
         UserError: The reward model or the file cannot be used, or the output cannot be written.
     """
     target = new_file(output_file)
-    examples = read_conversations(file, max_samples=max_samples)
+    examples = read_conversations(file, max_samples=max_samples, dataset_dir=dataset_dir)
     for example in examples:
         if not example.answers:
             raise DataError("found no answer, expected one to score", where=str(example.origin))

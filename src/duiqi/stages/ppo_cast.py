@@ -18,12 +18,8 @@ from duiqi.errors import ModelError, SettingsError
 from duiqi.guards.watch import HELD_OUT_ALARMS, PPO_ALARMS, Answer, read_limits
 from duiqi.journal.run import Run
 from duiqi.models.card import ModelCard
-from duiqi.models.fingerprint import QUANTISED, is_same_base
-from duiqi.models.lineage import read_stack
-from duiqi.models.loading import Located, load_tokenizer, locate
-from duiqi.models.reward import SharedReward
+from duiqi.models.loading import load_tokenizer, locate
 from duiqi.models.shared_base import SharedBase
-from duiqi.models.vocabulary import num_rows
 from duiqi.packing.memory import MemoryBudget
 from duiqi.rollouts.engine import Engine
 from duiqi.rollouts.experience import Experience, Measuring, assemble
@@ -36,7 +32,6 @@ from duiqi.rollouts.scoring import (
     ScoreMix,
     Scorer,
     SharedScorer,
-    numbered,
     parse_reward_specs,
 )
 from duiqi.rollouts.standalone import open_reward_model
@@ -50,9 +45,10 @@ from duiqi.stages.materials import (
     make_tokenizer,
     refuse_mismatch,
 )
+from duiqi.stages.ppo_reward_adapters import goes_on_any_base, seat_reward, stands_on, unseen_notes
 from duiqi.stages.ppo_reward_grade import examined_rewards
 from duiqi.stages.ppo_rollouts import check_rollouts, make_engine, make_sampling
-from duiqi.stages.start import check_belongs, find_start, make_base, make_card, seat_policy, seat_reference
+from duiqi.stages.start import find_start, make_base, make_card, seat_policy, seat_reference
 from duiqi.types import Example, Rollout, Sampling, last_user_text
 
 NOTHING_HELD_OUT = "no prompt is held out, so the result is the last policy and not the best; see val_size"
@@ -202,7 +198,11 @@ def assemble_cast(config: PPOConfig, journal: Run, resources: ExitStack) -> Cast
         base,
         start,
         template,
-        notes=[*rows.notes, *([] if rows.held_out else [NOTHING_HELD_OUT])],
+        notes=[
+            *rows.notes,
+            *unseen_notes(config.score.reward_model, base.name),
+            *([] if rows.held_out else [NOTHING_HELD_OUT]),
+        ],
         reward=rewards + (", a network of its own" if _has_own_network(parts) else ""),
         reference=reference_name,
         critic=_describe_critic(critic, base),
@@ -313,8 +313,10 @@ def _make_scorer(
     """One part of the reward: a function, an adapter on this base, or a model of its own."""
     if spec.function is not None:
         return FunctionScorer(*spec.function), spec.weight
-    located = locate(spec.source)
     name = Path(spec.source).name
+    if goes_on_any_base(spec.source, base.name):
+        return SharedScorer(seat_reward(base, spec.source, where=where), name=name, budget=budget), spec.weight
+    located = locate(spec.source)
     if located.card is not None and located.card.role != "reward":
         raise ModelError(
             f"this is the {located.card.role} of a {located.card.stage} run, not a reward model",
@@ -327,14 +329,7 @@ def _make_scorer(
                 located.card.template, load_tokenizer(located.leaf, trust_remote_code=config.model.trust_remote_code)
             )
             refuse_mismatch(template, theirs, whose=f"the reward model {spec.source}")
-        *below, saved = read_stack(located.leaf)
-        if saved.score is None:
-            raise ModelError("the adapter has no score head", where=f"{where}: {spec.source}")
-        role = next(free for free in numbered("reward") if not base.has(free))
-        beside = None if base.seat("policy").stack else "reference"
-        base.seat_saved_adapter(role, saved, trainable=False, above=below, beside=beside)
-        base.add_head(role, saved.score, trainable=False)
-        return SharedScorer(SharedReward(base, role), name=name, budget=budget), spec.weight
+        return SharedScorer(seat_reward(base, located.leaf, where=where), name=name, budget=budget), spec.weight
     scorer = open_reward_model(
         spec.source,
         name=name,
@@ -349,25 +344,6 @@ def _make_scorer(
 def _has_own_network(parts: Sequence[tuple[Scorer, float]]) -> bool:
     """Whether a reward model could not share the base, and takes as much memory again."""
     return any(isinstance(scorer, ModelScorer) for scorer, _ in parts)
-
-
-def stands_on(located: Located, card: ModelCard, base: SharedBase) -> bool:
-    """Whether a reward model is an adapter that was trained on this base, with as many tokens.
-
-    Quantised matrices have no fingerprint, and merging changes nothing else: then the base must be in the same place.
-
-    Raises:
-        ModelError: It was trained on what lay in the place of this base before.
-    """
-    if located.adapter is None or located.vocabulary not in (0, num_rows(base.model)):
-        return False
-    is_here = Path(located.base).resolve() == Path(base.name).resolve()
-    if not is_same_base(card.base_fingerprint, base.fingerprint):
-        if is_here:
-            check_belongs(card, base, str(located.adapter))
-        return is_here
-    is_certain = not any(QUANTISED in each for each in (card.base_fingerprint, base.fingerprint))
-    return is_certain or is_here
 
 
 def seat_critic(base: SharedBase, config: PPOConfig) -> str:

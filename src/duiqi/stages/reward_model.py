@@ -57,7 +57,7 @@ def run(config: RewardModelConfig, journal: Run) -> StageResult:
     base = make_base(config.model, config.tuning, start, num_tokens=len(tokenizer))
     seat_policy(base, start, config.tuning, opening=data.items[0].sequence(0).input_ids, role="reward")
     refuse_idle_head(base, config.tuning)
-    score = start.stack[-1].score if start.stack else None
+    score = start.stack[-1].reward_head if start.stack else None
     base.add_head("reward", score if score is not None else fresh_head(base))
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
     weighting = config.reward.pair_weighting

@@ -1,0 +1,93 @@
+"""What `duiqi train` and `duiqi legacy` do: translate, show the translation, run what came out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from duiqi.cli.arguments import Arguments, parse
+from duiqi.cli.closing import closing_lines
+from duiqi.cli.legacy_options import OldCommandConfig, RecipeConfig
+from duiqi.cli.options import words_of
+from duiqi.cli.runners import export, generate, score
+from duiqi.errors import SettingsError
+from duiqi.journal.terminal import make_view
+from duiqi.legacy.interpreter import interpret
+from duiqi.legacy.printed import translation_lines
+from duiqi.legacy.recipe import OwnRecipe, read_foreign
+from duiqi.legacy.translation import Translation
+from duiqi.settings.resolve import build, resolve
+from duiqi.settings.stages import STAGES, StageConfig, StageName
+
+_OWN = ("recipe", "dry_run", "strict")
+
+
+def train_recipe(command: str, arguments: Arguments) -> None:
+    """Run a recipe that names its stage."""
+    given = arguments.named("recipe")
+    options = build(RecipeConfig, [item for item in given if item.key in _OWN], command=command).recipe
+    file = Path(options.recipe)
+    found = read_foreign(file, [item for item in given if item.key not in _OWN])
+    if isinstance(found, OwnRecipe):
+        stage = cast(StageName, found.stage)
+        config = resolve(stage, recipe=file, overrides=found.overrides)
+    else:
+        _show(found, strict=options.strict)
+        stage = cast(StageName, found.command)
+        config = resolve(stage, overrides=found.given())
+    if not options.dry_run:
+        _run_stage(stage, config, arguments.words)
+        return
+
+    from duiqi.planning.printed import printed_plan
+
+    _say(printed_plan(stage, config, as_json=False))
+
+
+def legacy(command: str, arguments: Arguments) -> None:
+    """Run a command line of another tool."""
+    words = arguments.words[1:]
+    if "--" not in words:
+        raise SettingsError(
+            "no old command is given",
+            where="command line",
+            remedy="write it behind --: duiqi legacy -- python src/train_rm.py --do_train ...",
+        )
+    border = words.index("--")
+    ours = parse([command, *words[:border]], [*words_of(command), *words_of("train")])
+    given = ours.named()
+    options = build(OldCommandConfig, [item for item in given if item.key in _OWN], command=command).old
+    later = [item for item in given if item.key not in _OWN]
+    found = interpret(words[border + 1 :], later)
+    _show(found, strict=options.strict)
+    if found.command not in STAGES:
+        if not options.dry_run:
+            runner = {"generate": generate, "score": score, "export": export}[found.command]
+            runner(found.command, parse(found.words[1:], words_of(found.command)))
+        return
+    stage = found.command
+    config = resolve(stage, overrides=found.given())
+    if not options.dry_run:
+        _run_stage(stage, config, arguments.words)
+
+
+def _show(found: Translation, *, strict: bool) -> None:
+    """Print a translation; refuse it where a flag has no meaning here and none may be left out."""
+    _say(*translation_lines(found, strict=strict))
+    sys.stdout.flush()
+    if strict:
+        found.refuse_troubles()
+
+
+def _run_stage(stage: StageName, config: StageConfig, words: Sequence[str]) -> None:
+    from duiqi.stages.launch import run
+
+    result = run(stage, config, argv=tuple(words), view=make_view())
+    _say(*closing_lines(result, config))
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,84 @@
+"""Recipes of other tools: a LLaMA-Factory YAML, a configuration of ChatGLM-Efficient-Tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from duiqi.errors import SettingsError, did_you_mean
+from duiqi.legacy.dialect import Dialect, Old
+from duiqi.legacy.dialects import of_recipe
+from duiqi.legacy.translation import Translation, translate
+from duiqi.settings.describe import known_settings
+from duiqi.settings.recipe import Given, read_recipe
+from duiqi.settings.stages import STAGES
+
+_STAGES = (*STAGES, "pt", "kto")
+
+
+@dataclass(frozen=True)
+class OwnRecipe:
+    """A recipe in duiqi's own words that names its stage."""
+
+    stage: str
+    overrides: tuple[Given, ...]
+
+
+def read_foreign(file: Path, overrides: Sequence[Given], *, dialect: Dialect | None = None) -> OwnRecipe | Translation:
+    """What a recipe says, in duiqi's words.
+
+    Args:
+        file: YAML or JSON, flat.
+        overrides: What the command line says besides, under the recipe's names or duiqi's.
+        dialect: Whose recipe it is; by default its names tell.
+
+    Raises:
+        SettingsError: It names no stage, or something that neither tool knows.
+    """
+    given = read_recipe(file)
+    ours = {setting.name for stage in STAGES for setting in known_settings(stage)}
+    names = {item.key: item for item in (*given, *overrides)}
+    if "stage" not in names and dialect is None:
+        raise SettingsError(
+            "it does not say which stage it is for",
+            where=str(file),
+            remedy=f"write a line stage: sft into it (or {', '.join(_STAGES[1:])}), or run `duiqi sft {file}`",
+        )
+    stage = names["stage"].value if "stage" in names else ""
+    dialect = dialect or of_recipe(names, ours)
+    if dialect is None and stage in STAGES:
+        return OwnRecipe(stage, tuple(item for item in overrides if item.key != "stage"))
+    if dialect is None:
+        dialect = of_recipe([*names, "do_train"], ours)
+    assert dialect is not None
+    return _translated(file, names, dialect, ours)
+
+
+def _translated(_file: Path, names: Mapping[str, Given], dialect: Dialect, ours: set[str]) -> Translation:
+    said: dict[str, str] = {}
+    later: dict[str, str] = {}
+    for key, item in names.items():
+        if isinstance(item.value, list | dict):
+            what = "a list" if isinstance(item.value, list) else "settings within settings"
+            raise SettingsError(f"found {what}", where=item.where, remedy="write values with commas between: a,b")
+        value = "null" if item.value is None else str(item.value)
+        if key in dialect.flags:
+            if value != "null" or key not in dialect.defaults:
+                said[key] = value
+        elif key in ours:
+            later[key] = value
+        else:
+            near = did_you_mean(key, {*dialect.flags, *ours})
+            raise SettingsError(
+                f"neither {dialect.tool} nor duiqi knows it", where=item.where, remedy=near or "check its spelling"
+            )
+    if "stage" in said and said["stage"] == "pretrain":
+        said["stage"] = "pt"
+    places = {name: names[name].where for name in said if names[name].is_from_recipe}
+    return translate(dialect, Old(_without_null(said), dialect.defaults, places=places), later=later)
+
+
+def _without_null(said: Mapping[str, str]) -> dict[str, str]:
+    """What is said; null says nothing."""
+    return {name: value for name, value in said.items() if value != "null"}
