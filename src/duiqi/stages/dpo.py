@@ -34,15 +34,14 @@ from duiqi.settings.groups import PreferenceSettings
 from duiqi.settings.stages import DPOConfig
 from duiqi.stages.materials import (
     begin,
-    load_rows,
     make_budget,
     make_cadence,
     make_learner,
     make_template,
     make_tokenizer,
     plan_steps,
-    prepare_rankings,
 )
+from duiqi.stages.preparation import prepare_rankings
 from duiqi.stages.start import find_start, make_base, make_card, seat_policy, seat_reference
 from duiqi.stages.watching import Watching
 from duiqi.training.disk import check_disk
@@ -56,11 +55,18 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     """Raise the better answer against the worse one, relative to the reference (Rafailov et al. 2023, equation 7)."""
     read_limits(config.watch.watch_limits, (*PREFERENCE_ALARMS, *HELD_OUT_PREFERENCE_ALARMS))
     start = find_start(config.model)
-    rows = load_rows(config.data, "ranking", journal, seed=config.optimizer.seed)
     tokenizer = make_tokenizer(config.model, start, journal.warn)
     template = make_template(config.prompt, tokenizer, start.card)
     budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
-    rankings = prepare_rankings(rows, template, tokenizer, budget)
+    rankings = prepare_rankings(
+        config.data,
+        config.cache,
+        journal,
+        seed=config.optimizer.seed,
+        template=template,
+        tokenizer=tokenizer,
+        budget=budget,
+    )
     data, held_out = rankings.train, rankings.held_out
     base = make_base(config.model, config.tuning, start, num_tokens=len(tokenizer))
     seat_policy(base, start, config.tuning, opening=data.items[0].sequence(0).input_ids)
