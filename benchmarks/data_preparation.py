@@ -45,6 +45,8 @@ class Cost:
     way: str
     is_cached: bool
     seconds: float
+    cpu_seconds: float
+    """Of all threads: what others do on the machine changes it little."""
     peak_mb: float
     before_mb: float
     """The peak after all imports, with the tokenizer loaded."""
@@ -167,10 +169,10 @@ def measure(way: str, folder: Path, *, is_cached: bool) -> None:
         datasets.disable_progress_bars()
     loaded_tokenizer(folder)
     before = peak_memory_mb()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     rows, tokens = (prepare_with_duiqi if way == "duiqi" else prepare_with_datasets)(folder)
-    seconds = time.perf_counter() - start
-    print(json.dumps(asdict(Cost(way, is_cached, seconds, peak_memory_mb(), before, rows, tokens))))
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    print(json.dumps(asdict(Cost(way, is_cached, seconds, cpu_seconds, peak_memory_mb(), before, rows, tokens))))
 
 
 def measured(way: str, folder: Path, *, is_cached: bool) -> Cost:
@@ -192,7 +194,7 @@ def table(costs: Sequence[Cost]) -> str:
     for is_cached, title in ((False, "nothing kept"), (True, "everything kept")):
         own = {way: [cost for cost in costs if (cost.way, cost.is_cached) == (way, is_cached)] for way in WAYS}
         cells = [
-            f"{median(c.seconds for c in found):.2f} s, "
+            f"{median(c.seconds for c in found):.2f} s, {median(c.cpu_seconds for c in found):.2f} s of cores, "
             f"{median(c.peak_mb for c in found):.0f} MB (imports: {median(c.before_mb for c in found):.0f})"
             for found in own.values()
         ]

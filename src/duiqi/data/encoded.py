@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-ROWS_AT_ONCE = 2048
-"""Rows whose texts are tokenised together: enough to keep all cores busy."""
+ROWS_AT_ONCE = 512
+"""Rows whose texts are tokenised together: enough to keep all cores busy, few enough to stay near them."""
 
 
 @dataclass(frozen=True, slots=True)
