@@ -4,6 +4,7 @@
 # make fix    let the formatter and the linter mend what they can
 # make bench-peers, make bench, make bench-scaling    the comparison with TRL and LLaMA-Factory, and what growing costs
 # make ecosystem    proves that PEFT, transformers and vLLM open what duiqi writes; writes docs/ecosystem.md
+# make bench-data    preparing 100,000 rows, beside datasets.map (minutes)
 # make bench-plan    how well duiqi plan foretells the peak memory (a quarter of an hour)
 # make kills    a hundred runs killed by each of two signals, and resumed (a quarter of an hour)
 # make fuzz    hostile files for everything that reads files; ARGS="--engine atheris" after make fuzz-env (minutes)
@@ -21,7 +22,7 @@ VLLM_VENV ?= build/venvs/vllm
 VLLM_PIP ?=
 ATHERIS ?= build/atheris
 
-.PHONY: demo test check fix install clean bench bench-peers bench-plan bench-scaling vllm-env test-vllm
+.PHONY: demo test check fix install clean bench bench-peers bench-data bench-plan bench-scaling vllm-env test-vllm
 .PHONY: ecosystem ecosystem-trackers kills fuzz fuzz-env
 
 install: $(VENV)/installed
@@ -63,6 +64,9 @@ bench-plan: install
 
 bench-scaling: install
 	$(BIN)/python benchmarks/scaling.py $(ARGS)
+
+bench-data: install
+	$(BIN)/python benchmarks/data_preparation.py $(ARGS)
 
 vllm-env: $(VLLM_VENV)/installed
 

@@ -18,9 +18,9 @@ from typing import Any, Generic, TypeVar, overload
 import numpy
 from numpy.typing import NDArray
 
-from duiqi.data.encoding import EncodedRanking, EncodedSequence
+from duiqi.data.encoding import EncodedPrompt, EncodedRanking, EncodedSequence
 
-EncodedT = TypeVar("EncodedT", EncodedSequence, EncodedRanking)
+EncodedT = TypeVar("EncodedT", bound=EncodedSequence | EncodedPrompt | EncodedRanking)
 Columns = Mapping[str, NDArray[Any]]
 TOKEN, COUNT, FLAG, NUMBER = "i", "q", "B", "d"
 """How a value is kept: a token or a length, a place among all tokens, a truth, a number."""

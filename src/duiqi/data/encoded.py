@@ -6,9 +6,9 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic
 
-from duiqi.data.compact import TOKEN, RankingWriter, Repetitions, SequenceWriter
+from duiqi.data.compact import TOKEN, CompactRows, EncodedT, RankingWriter, Repetitions, SequenceWriter
 from duiqi.data.encoding import (
     EncodedPrompt,
     EncodedRanking,
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-ROWS_AT_ONCE = 2048
-"""Rows whose texts are tokenised together: enough to keep all cores busy."""
+ROWS_AT_ONCE = 512
+"""Rows whose texts are tokenised together: enough to keep all cores busy, few enough to stay near them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,6 @@ class EncodingReport:
             first = f"rows without two different answers (dropped; the first is {self.identical_rankings[0]})"
             happened.append((first, len(self.identical_rankings)))
         return sentences + [f"{what}: {count}" for what, count in happened if count]
-
-
-EncodedT = TypeVar("EncodedT", EncodedSequence, EncodedPrompt, EncodedRanking)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +182,18 @@ def encode_rankings(
     return EncodedData(writer.rows(), kept, report)
 
 
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase, *, examples: Sequence[Example], block_size: int
+) -> EncodedData[EncodedSequence]:
+    """Plain texts as blocks. See `pack_text`."""
+    blocks = pack_text([example.answers[0] for example in examples], tokenizer, block_size=block_size)
+    tokens = len(blocks.columns["tokens"])
+    return EncodedData(blocks, examples, EncodingReport(rows=len(blocks), tokens=tokens, learned_tokens=tokens))
+
+
 def pack_text(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, block_size: int
-) -> Sequence[EncodedSequence]:
+) -> CompactRows[EncodedSequence]:
     """Documents one after the other, each ended by EOS, in blocks of `block_size` tokens; the last may be shorter.
 
     A document begins with BOS where the tokenizer adds one. Every token is learned. A last block of one token is left

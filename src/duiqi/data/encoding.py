@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from transformers import PreTrainedTokenizerFast
 
 from duiqi.data.named_templates import Segment
 from duiqi.data.templates import Template
@@ -378,11 +380,18 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
     """The token ids of each text on its own, without special tokens around it. Fast tokenizers use all cores."""
     if not texts:
         return []
-    found: list[list[int]] = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )["input_ids"]
-    return found
+    plain: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+    if len(texts) == 1 or not _is_plainly_fast(tokenizer):
+        found: list[list[int]] = tokenizer(list(texts), **plain)["input_ids"]
+        return found
+    tokenizer("", **plain)  # puts the settings in place that an earlier call may have left otherwise
+    # Ids alone: transformers would also ask for the offset and the spelling of every token.
+    return [row.ids for row in tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def _is_plainly_fast(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text's ids are what the Rust tokenizer gives, with nothing of the class in between."""
+    own = type(tokenizer)
+    return issubclass(own, PreTrainedTokenizerFast) and all(
+        getattr(own, name) is getattr(PreTrainedTokenizerFast, name) for name in ("__call__", "_encode_plus")
+    )

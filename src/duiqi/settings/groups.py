@@ -119,6 +119,16 @@ class DataSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
+class CacheSettings:
+    """Prepared rows"""
+
+    overwrite_cache: bool = False
+    """Prepare the rows anew, whatever the cache holds. It is never out of date, so this is seldom needed."""
+    data_cache_dir: str | None = None
+    """Where prepared rows are kept for the next run. Default: duiqi/rows in your cache directory."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
 class PromptSettings:
     """Prompts"""
 

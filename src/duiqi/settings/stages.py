@@ -9,6 +9,7 @@ from typing import Any, Literal
 from duiqi.settings.groups import (
     AnswerSettings,
     BatchSettings,
+    CacheSettings,
     DataSettings,
     HistorySettings,
     ModelSettings,
@@ -39,6 +40,7 @@ class PretrainConfig:
     scratch: ScratchSettings
     tuning: TuningSettings
     data: DataSettings
+    cache: CacheSettings
     optimizer: OptimizerSettings
     batch: BatchSettings
     run: RunSettings
@@ -51,6 +53,7 @@ class SFTConfig:
     model: ModelSettings
     tuning: TuningSettings
     data: DataSettings
+    cache: CacheSettings
     prompt: PromptSettings
     answer: AnswerSettings
     history: HistorySettings
@@ -66,6 +69,7 @@ class RewardModelConfig:
     model: ModelSettings
     tuning: TuningSettings
     data: DataSettings
+    cache: CacheSettings
     prompt: PromptSettings
     answer: AnswerSettings
     reward: RewardModelSettings
@@ -81,6 +85,7 @@ class DPOConfig:
     model: ModelSettings
     tuning: TuningSettings
     data: DataSettings
+    cache: CacheSettings
     prompt: PromptSettings
     answer: AnswerSettings
     preference: PreferenceSettings

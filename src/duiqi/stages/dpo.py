@@ -21,7 +21,7 @@ from duiqi.algorithms.preference import (
     orpo_loss,
     simpo_loss,
 )
-from duiqi.data.encoding import TokenBudget
+from duiqi.data.encoding import EncodedRanking, TokenBudget
 from duiqi.data.feedback import FeedbackBatch
 from duiqi.data.loading import Need
 from duiqi.data.rankings import RankingBatch, ranking_batches
@@ -36,8 +36,6 @@ from duiqi.settings.stages import DPOConfig
 from duiqi.stages.answer_log_probs import answer_log_probs, check_opening, reference_log_probs
 from duiqi.stages.feedback import batches_with_baseline, feedback_loss, prepare_feedback, refuse_single_rows
 from duiqi.stages.materials import (
-    Examples,
-    Rankings,
     begin,
     load_rows,
     make_budget,
@@ -46,8 +44,8 @@ from duiqi.stages.materials import (
     make_template,
     make_tokenizer,
     plan_steps,
-    prepare_rankings,
 )
+from duiqi.stages.preparation import Prepared, prepare_rankings
 from duiqi.stages.start import find_start, make_base, make_card, seat_policy, seat_reference
 from duiqi.stages.watching import Watching
 from duiqi.training.disk import check_disk
@@ -64,11 +62,10 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     """Raise the better answer against the worse one, relative to the reference (Rafailov et al. 2023, equation 7)."""
     read_limits(config.watch.watch_limits, (*PREFERENCE_ALARMS, *HELD_OUT_PREFERENCE_ALARMS))
     start = find_start(config.model)
-    rows = load_rows(config.data, data_need(config), journal, seed=config.optimizer.seed)
     tokenizer = make_tokenizer(config.model, start, journal.warn)
     template = make_template(config.prompt, tokenizer, start.card)
     budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
-    prepared = prepare(config, rows, template, tokenizer, budget)
+    prepared = prepare(config, journal, template, tokenizer, budget)
     data, held_out = prepared.train, prepared.held_out
     base = make_base(config.model, config.tuning, start, num_tokens=len(tokenizer))
     seat_policy(base, start, config.tuning, opening=data.items[0].sequence(0).input_ids)
@@ -146,13 +143,17 @@ def data_need(config: DPOConfig) -> Need:
 
 
 def prepare(
-    config: DPOConfig, rows: Examples, template: Template, tokenizer: PreTrainedTokenizerBase, budget: TokenBudget
-) -> Rankings:
+    config: DPOConfig, journal: Run, template: Template, tokenizer: PreTrainedTokenizerBase, budget: TokenBudget
+) -> Prepared[EncodedRanking]:
     """The rows as tokens; those of the kto loss are rankings of one answer."""
-    if config.preference.pref_loss != "kto":
-        return prepare_rankings(rows, template, tokenizer, budget)
-    refuse_single_rows(config.batch)
-    return prepare_feedback(rows, template, tokenizer, budget, settings=config.preference)
+    seed = config.optimizer.seed
+    if data_need(config) == "feedback":
+        refuse_single_rows(config.batch)
+        rows = load_rows(config.data, "feedback", journal, seed=seed)
+        return prepare_feedback(rows, template, tokenizer, budget, settings=config.preference)
+    return prepare_rankings(
+        config.data, config.cache, journal, seed=seed, template=template, tokenizer=tokenizer, budget=budget
+    )
 
 
 def make_batches(base: SharedBase, config: DPOConfig) -> Batches:

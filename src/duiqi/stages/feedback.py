@@ -21,7 +21,8 @@ from duiqi.packing.batch import PackedBatch
 from duiqi.packing.budget import packed_batches
 from duiqi.settings.groups import BatchSettings, PreferenceSettings
 from duiqi.stages.answer_log_probs import answer_log_probs, reference_log_probs
-from duiqi.stages.materials import Examples, Rankings, encoding_notes
+from duiqi.stages.materials import Examples, encoding_notes
+from duiqi.stages.preparation import Prepared
 from duiqi.training.reference import ReferenceMemory
 from duiqi.types import Example
 
@@ -33,7 +34,7 @@ def prepare_feedback(
     budget: TokenBudget,
     *,
     settings: PreferenceSettings,
-) -> Rankings:
+) -> Prepared[EncodedRanking]:
     """Encode rows of one answer each, liked or not."""
     train = encode_feedback(template, tokenizer, examples=rows.train, budget=budget)
     held_out = encode_feedback(template, tokenizer, examples=rows.held_out, budget=budget) if rows.held_out else None
@@ -45,7 +46,7 @@ def prepare_feedback(
         balance(train.examples, settings),
         f"first row, its answer ({opinion}) in ⟦⟧: {first}",
     ]
-    return Rankings(train, held_out, notes)
+    return Prepared(train, held_out, notes)
 
 
 def balance(examples: Sequence[Example], settings: PreferenceSettings) -> str:

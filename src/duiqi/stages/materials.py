@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from duiqi.data.encoded import EncodedData, EncodingReport, encode_rankings
-from duiqi.data.encoding import EncodedRanking, TokenBudget, describe_first, token_budget
+from duiqi.data.encoded import EncodingReport
+from duiqi.data.encoding import TokenBudget, token_budget
 from duiqi.data.loading import LoadReport, Need, load_examples, split_validation
 from duiqi.data.mixing import mix, read_probabilities
 from duiqi.data.order import BatchPlan
@@ -119,14 +120,28 @@ def load_rows(settings: DataSettings, need: Need, journal: Run, *, seed: int) ->
         DataError: A dataset is missing, malformed or of another kind than needed.
     """
     rows, reports = read_rows(settings, need, seed=seed)
-    rejects = [asdict(row) for report in reports for row in report.rejects]
+    record_data(journal, files_read(reports), rejected_rows(reports))
+    return rows
+
+
+def files_read(reports: Sequence[LoadReport]) -> list[dict[str, Any]]:
+    """The fingerprints of all files that were read, for the manifest."""
+    return [asdict(file) for report in reports for file in report.files]
+
+
+def rejected_rows(reports: Sequence[LoadReport]) -> list[dict[str, Any]]:
+    """The malformed rows that were skipped, for rejects.jsonl."""
+    return [asdict(row) for report in reports for row in report.rejects]
+
+
+def record_data(journal: Run, files: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> None:
+    """Note in the journal what was read; a run that goes on says when it is something else than before."""
     if rejects:
         journal.write_rejects(rejects)
-    files, before = [asdict(file) for report in reports for file in report.files], journal.recorded("data")
+    before = journal.recorded("data")
     if before is not None and before != files:
         journal.warn("the data are not those that the run began with, so it goes on to other numbers")
     journal.describe(data=files)
-    return rows
 
 
 def read_rows(settings: DataSettings, need: Need, *, seed: int) -> tuple[Examples, list[LoadReport]]:
@@ -172,31 +187,6 @@ def mix_datasets(rows: list[Example], settings: DataSettings, *, num_datasets: i
     given = settings.interleave_probs
     probabilities = None if given is None else read_probabilities(given)
     return mix(rows, settings.mix_strategy, num_datasets=num_datasets, probabilities=probabilities, seed=seed)
-
-
-@dataclass(frozen=True)
-class Rankings:
-    """Ranked answers as tokens: to learn from, and held out."""
-
-    train: EncodedData[EncodedRanking]
-    held_out: EncodedData[EncodedRanking] | None
-    notes: list[str]
-    """What was read and what became of it, the first row among it."""
-
-
-def prepare_rankings(
-    rows: Examples, template: Template, tokenizer: PreTrainedTokenizerBase, budget: TokenBudget
-) -> Rankings:
-    """Encode the rows of a stage that learns from rankings.
-
-    Raises:
-        DataError: No ranking is left.
-    """
-    train = encode_rankings(template, tokenizer, examples=rows.train, budget=budget)
-    held_out = encode_rankings(template, tokenizer, examples=rows.held_out, budget=budget) if rows.held_out else None
-    first = describe_first(train.items[0].sequence(0), tokenizer)
-    notes = [*rows.notes, *encoding_notes(train.report), f"first row, its best answer in ⟦⟧: {first}"]
-    return Rankings(train, held_out, notes)
 
 
 def make_budget(data: DataSettings, prompt: PromptSettings, *, max_answer_tokens: int | None = None) -> TokenBudget:

@@ -26,15 +26,14 @@ from duiqi.settings.stages import RewardModelConfig
 from duiqi.stages.materials import (
     Examples,
     begin,
-    load_rows,
     make_budget,
     make_cadence,
     make_learner,
     make_template,
     make_tokenizer,
     plan_steps,
-    prepare_rankings,
 )
+from duiqi.stages.preparation import prepare_rankings
 from duiqi.stages.start import find_start, make_base, make_card, seat_policy
 from duiqi.training.disk import check_disk
 from duiqi.training.fit import fit, mean_over
@@ -48,11 +47,20 @@ HEAD_STD = 0.01
 def run(config: RewardModelConfig, journal: Run) -> StageResult:
     """Maximise the likelihood that the better answer wins (Bradley-Terry; Ouyang et al. 2022, equation 1)."""
     start = find_start(config.model, role="reward")
-    rows = with_negatives(load_rows(config.data, "ranking", journal, seed=config.optimizer.seed), config)
     tokenizer = make_tokenizer(config.model, start, journal.warn)
     template = make_template(config.prompt, tokenizer, start.card)
     budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
-    rankings = prepare_rankings(rows, template, tokenizer, budget)
+    rankings = prepare_rankings(
+        config.data,
+        config.cache,
+        journal,
+        seed=config.optimizer.seed,
+        template=template,
+        tokenizer=tokenizer,
+        budget=budget,
+        change=lambda rows: with_negatives(rows, config),
+        change_depends_on=config.reward.probe_negatives,
+    )
     data, held_out = rankings.train, rankings.held_out
     base = make_base(config.model, config.tuning, start, num_tokens=len(tokenizer))
     seat_policy(base, start, config.tuning, opening=data.items[0].sequence(0).input_ids, role="reward")

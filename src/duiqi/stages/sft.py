@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from duiqi.data.encoded import encode_demonstrations
-from duiqi.data.encoding import TrainOn, describe_first
 from duiqi.journal.run import Run
 from duiqi.models.saving import save_role
 from duiqi.packing.budget import packed_batches
 from duiqi.settings.stages import SFTConfig
 from duiqi.stages.materials import (
     begin,
-    encoding_notes,
-    load_rows,
     make_budget,
     make_cadence,
     make_learner,
@@ -21,6 +17,7 @@ from duiqi.stages.materials import (
     make_tokenizer,
     plan_steps,
 )
+from duiqi.stages.preparation import families_of, prepare_demonstrations
 from duiqi.stages.start import find_start, make_base, make_card, seat_policy
 from duiqi.training.disk import check_disk
 from duiqi.training.fit import fit
@@ -32,25 +29,30 @@ from duiqi.types import StageResult
 def run(config: SFTConfig, journal: Run) -> StageResult:
     """Minimise the cross-entropy of the answers' tokens, end token included (Ouyang et al. 2022, section 3.5)."""
     start = find_start(config.model)
-    rows = load_rows(config.data, "demonstration", journal, seed=config.optimizer.seed)
     tokenizer = make_tokenizer(config.model, start, journal.warn)
     template = make_template(config.prompt, tokenizer, start.card)
     budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
-    train_on: TrainOn = "last" if config.history.mask_history else "all"
-    data = encode_demonstrations(template, tokenizer, examples=rows.train, budget=budget, train_on=train_on)
-    held_out = encode_demonstrations(template, tokenizer, examples=rows.held_out, budget=budget, train_on=train_on)
+    prepared = prepare_demonstrations(
+        config.data,
+        config.cache,
+        journal,
+        seed=config.optimizer.seed,
+        template=template,
+        tokenizer=tokenizer,
+        budget=budget,
+        train_on="last" if config.history.mask_history else "all",
+    )
+    data, held_out = prepared.train, prepared.held_out
     base = make_base(config.model, config.tuning, start, num_tokens=len(tokenizer))
     seat_policy(base, start, config.tuning, opening=data.items[0].input_ids)
     base.prepare_training(gradient_checkpointing=config.optimizer.gradient_checkpointing)
     batches = partial(packed_batches, packed=base.layout.is_packed)
-    first = describe_first(data.items[0], tokenizer)
-    notes = [*rows.notes, *encoding_notes(data.report), f"first row, learned part in ⟦⟧: {first}"]
-    begin(journal, "SFT", base, start, template, notes=notes)
+    begin(journal, "SFT", base, start, template, notes=prepared.notes)
 
     plan, total_steps = plan_steps(len(data.items), config.optimizer, config.batch)
     learner = make_learner(base, config.optimizer, total_steps, journal)
     check_disk(
-        journal, base, tokenizer=tokenizer, settings=config.run, total_steps=total_steps, evaluates=bool(rows.held_out)
+        journal, base, tokenizer=tokenizer, settings=config.run, total_steps=total_steps, evaluates=bool(held_out)
     )
     card = make_card("sft", base, start, template)
     session = Session(
@@ -59,7 +61,7 @@ def run(config: SFTConfig, journal: Run) -> StageResult:
         cadence=make_cadence(config.run, total_steps),
         save_model=lambda directory: save_role(base, "policy", directory, card=card, tokenizer=tokenizer),
         evaluate=lambda _: learner.budget.within(
-            lambda tokens: perplexity(base, batches([item.family for item in held_out.items], max_tokens=tokens))
+            lambda tokens: perplexity(base, batches(families_of(held_out), max_tokens=tokens))
         ),
         best_by=BestBy("eval_loss"),
         rows_per_epoch=len(data.items),

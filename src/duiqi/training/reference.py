@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from duiqi.data.cache import cache_home
 from duiqi.data.encoding import EncodedRanking
 
 KEYS, VALUES = "answers", "log_probs"
@@ -74,9 +75,8 @@ def answer_keys(ranking: EncodedRanking) -> list[int]:
 
 def memory_file(*what: str) -> Path:
     """The file for one reference, named after everything that its numbers depend on."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256("\0".join(what).encode()).hexdigest()[:32]
-    return home / "duiqi" / "reference" / f"{name}.safetensors"
+    return cache_home() / "reference" / f"{name}.safetensors"
 
 
 def _read(file: Path) -> dict[int, float]:
