@@ -15,8 +15,8 @@ INSTRUCTED_COLUMNS = ("output", "response")
 
 def alpaca(row: Fields, origin: Origin) -> tuple[Example, ...]:
     """instruction, input, output, history. An instruction may be a transcript, as BELLE writes conversations."""
-    column = next((name for name in INSTRUCTED_COLUMNS if name in row), INSTRUCTED_COLUMNS[0])
-    answer = text(row, column, origin, may_be_empty=True)
+    output, response = INSTRUCTED_COLUMNS
+    answer = text(row, response if response in row and output not in row else output, origin, may_be_empty=True)
     return (demonstration(instruction_prompt(row, origin), answer, origin),)
 
 
