@@ -11,6 +11,8 @@ from duiqi.types import Example, Message, Origin
 COMPLETION_COLUMNS = ("completion", "response", "output", "label")
 INSTRUCTED_COLUMNS = ("output", "response")
 """Where the answer to an instruction stands."""
+ASKED_COLUMNS = (("question", "answer"), ("query", "response"))
+"""Under which names a question and its answer may stand."""
 
 
 def alpaca(row: Fields, origin: Origin) -> tuple[Example, ...]:
@@ -40,6 +42,12 @@ def plain_text(row: Fields, origin: Origin) -> tuple[Example, ...]:
 def firefly(row: Fields, origin: Origin) -> tuple[Example, ...]:
     """kind, input, target."""
     return (_asked_and_answered(row, "input", "target", origin),)
+
+
+def question_answer(row: Fields, origin: Origin) -> tuple[Example, ...]:
+    """question and answer, or query and response."""
+    question, answer = next(names for names in ASKED_COLUMNS if names[0] in row or names == ASKED_COLUMNS[-1])
+    return (_asked_and_answered(row, question, answer, origin),)
 
 
 def zhihu_kol(row: Fields, origin: Origin) -> tuple[Example, ...]:
