@@ -67,6 +67,7 @@ GPT4 = [{"response": "fair", "score": 6}, {"response": "bad", "score": "3.0"}, {
 GOOD_ROWS: list[tuple[dict[str, Any], str, tuple[Example, ...]]] = [
     ({"instruction": "q", "output": "a"}, "alpaca", (demonstration(QUESTION),)),
     ({"instruction": "q", "input": "x", "output": "a"}, "alpaca", (demonstration((Message("user", "q\nx"),)),)),
+    ({"input": "q", "output": "a"}, "alpaca", (demonstration(QUESTION),)),
     ({"instruction": "q", "context": "x", "response": "a"}, "alpaca", (demonstration((Message("user", "q\nx"),)),)),
     (
         {**ALPACA_DIALOGUE, "system": "s", "output": "a"},
@@ -159,6 +160,11 @@ GOOD_ROWS: list[tuple[dict[str, Any], str, tuple[Example, ...]]] = [
         (ranking(QUESTION),),
     ),
     (
+        {"qid": 1, "question": "q", "response_j": "good", "response_k": "bad"},
+        "stack_exchange",
+        (ranking(QUESTION),),
+    ),
+    (
         {"question": {"full_text": "q"}, "answer_0": "bad", "answer_1": "good", "score_0": -0.5, "score_1": 0.5},
         "webgpt",
         (ranking(QUESTION, scores=(0.5, -0.5)),),
@@ -218,6 +224,8 @@ GOOD_ROWS: list[tuple[dict[str, Any], str, tuple[Example, ...]]] = [
     ({"prompt": "USER: q ASSISTANT:", "label": "a"}, "completion", (demonstration(QUESTION),)),
     ({"kind": "Summary", "input": "q", "target": "a"}, "firefly", (demonstration(QUESTION),)),
     ({"INSTRUCTION": "q", "RESPONSE": "a", "SOURCE": "zhihu"}, "zhihu_kol", (demonstration(QUESTION),)),
+    ({"question": "q", "answer": "a"}, "question_answer", (demonstration(QUESTION),)),
+    ({"query": "q", "response": "a", "type": "x"}, "question_answer", (demonstration(QUESTION),)),
     ({"prompt": "q", "id": 3}, "prompt", (prompt_only(QUESTION),)),
     ({"prompt": [USER]}, "prompt", (prompt_only(QUESTION),)),
     ({"instruction": "q", "input": ""}, "prompt", (prompt_only(QUESTION),)),

@@ -237,6 +237,23 @@ def test_without_the_datasets_package_the_remedy_is_to_install_it(monkeypatch: p
         read_hub("owner/name")
 
 
+def test_a_part_of_a_hub_dataset_is_asked_for_by_its_names(monkeypatch: pytest.MonkeyPatch, write: Write) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    class Datasets:
+        @staticmethod
+        def load_dataset(*names: str | None, **part: str | None) -> list[dict[str, str]]:
+            asked.append((*names, *sorted(part.items())))
+            return [{"content": "print()"}]
+
+    monkeypatch.setattr("duiqi.data.hub.importlib.import_module", lambda _: Datasets)
+    entry = {"hf_hub_url": "owner/code", "subset": "zh", "folder": "python", "columns": {"prompt": "content"}}
+    directory = write("dataset_info.json", {"code": entry}).parent
+    (example,) = load("code", "text", dataset_dir=directory).examples
+    assert (example.answers, example.origin.file) == (("print()",), "hub:owner/code")
+    assert asked == [("owner/code", "zh", ("data_dir", "python"), ("split", "train"))]
+
+
 def examples_of(prompts: list[str]) -> list[Example]:
     return [Example("prompt", (Message("user", text),), (), Origin("set", line=i)) for i, text in enumerate(prompts)]
 

@@ -42,7 +42,7 @@ def test_a_format_that_columns_do_not_tell_is_converted_when_it_is_named(
 
 def test_every_format_is_tried_above() -> None:
     assert {name for _, name, _ in [*GOOD_ROWS, *NAMED_ROWS]} == set(FORMATS)
-    assert len(FORMATS) == 24
+    assert len(FORMATS) == 26
 
 
 def test_every_conversion_yields_a_kind_its_format_declares() -> None:

@@ -40,7 +40,7 @@ def test_the_rows_shown_are_of_the_format_they_stand_beside(language: str) -> No
         for cells in table_rows(PAGES[language])
         for row in re.findall(r"`(\{.*?\})`(?=[ ,，]|$|或)", cells[1])
     ]
-    assert len(shown) == 10
+    assert len(shown) == 11
     for name, row in shown:
         assert recognise_format(row, ORIGIN) == name
         assert len(convert(row, name, ORIGIN)) == 1

@@ -69,6 +69,9 @@ QUESTIONS: list[dict[str, Any]] = [
     {"INSTRUCTION": Q1, "RESPONSE": GOOD},
     {"question": Q1, "human_answers": [BAD], "chatgpt_answers": [GOOD]},
     {"prompt": Q1, "completion": GOOD},
+    {"question": Q1, "answer": GOOD},
+    {"query": Q1, "response": GOOD},
+    {"input": Q1, "output": GOOD},
 ]
 DIALOGUE_PAIRS: list[dict[str, Any]] = [
     {**ROUNDS, "output": [GOOD, BAD]},
@@ -84,6 +87,7 @@ DIALOGUE_PAIRS: list[dict[str, Any]] = [
 QUESTION_PAIRS: list[dict[str, Any]] = [
     {"prompt": Q1, "chosen": GOOD, "rejected": BAD},
     {"history": Q1, "human_ref_A": BAD, "human_ref_B": GOOD, "labels": 0},
+    {"question": Q1, "response_j": GOOD, "response_k": BAD},
     {"question": {"full_text": Q1}, "answer_0": BAD, "answer_1": GOOD, "score_0": -1, "score_1": 1},
     {"user_input": Q1, "responses_and_scores": [{"response": BAD, "score": 2}, {"response": GOOD, "score": 9}]},
     {"instruction": Q1, "completions": [{"response": BAD, "rating": 2}, {"response": GOOD, "rating": 3}]},

@@ -12,7 +12,7 @@ from typing import Any
 
 from duiqi.data.reading import BadRow, Row
 from duiqi.data.rows import answered, preferred, trees
-from duiqi.data.rows.answered import COMPLETION_COLUMNS, INSTRUCTED_COLUMNS
+from duiqi.data.rows.answered import ASKED_COLUMNS, COMPLETION_COLUMNS, INSTRUCTED_COLUMNS
 from duiqi.data.rows.columns import Fields, has, is_yes_or_no
 from duiqi.data.rows.turns import is_open_transcript, is_transcript
 from duiqi.errors import DataError, did_you_mean
@@ -113,7 +113,7 @@ def _has_liking(row: Fields) -> bool:
 
 
 def _has_instruction(row: Fields) -> bool:
-    return "instruction" in row and any(map(row.__contains__, INSTRUCTED_COLUMNS))
+    return ("instruction" in row or "input" in row) and any(map(row.__contains__, INSTRUCTED_COLUMNS))
 
 
 RANKING: frozenset[ExampleKind] = frozenset({"ranking"})
@@ -153,6 +153,12 @@ FORMATS: dict[str, Format] = {
         RANKING,
         lambda row: has(row, "history", "human_ref_A", "human_ref_B"),
         preferred.shp,
+    ),
+    "stack_exchange": Format(
+        "question, response_j, response_k",
+        RANKING,
+        lambda row: has(row, "question", "response_j", "response_k"),
+        preferred.stack_exchange,
     ),
     "webgpt": Format(
         "question, answer_0, answer_1, score_0, score_1",
@@ -224,16 +230,22 @@ FORMATS: dict[str, Format] = {
     "belle": Format(
         "instruction: a transcript of Human: and Assistant:, output",
         CONVERSATION,
-        lambda row: _has_instruction(row) and is_open_transcript(row["instruction"]),
+        lambda row: _has_instruction(row) and is_open_transcript(row.get("instruction")),
         answered.alpaca,
     ),
-    "alpaca": Format("instruction, input, output, history", CONVERSATION, _has_instruction, answered.alpaca),
     "completion": Format(
         "prompt, completion (or response, output)", CONVERSATION, _has_completion, answered.completion
     ),
+    "alpaca": Format("instruction, input, output, history", CONVERSATION, _has_instruction, answered.alpaca),
     "firefly": Format("input, target", CONVERSATION, lambda row: has(row, "input", "target"), answered.firefly),
     "zhihu_kol": Format(
         "INSTRUCTION, RESPONSE", CONVERSATION, lambda row: has(row, "INSTRUCTION", "RESPONSE"), answered.zhihu_kol
+    ),
+    "question_answer": Format(
+        "question, answer (or query, response)",
+        CONVERSATION,
+        lambda row: any(has(row, *names) for names in ASKED_COLUMNS),
+        answered.question_answer,
     ),
     "prompt": Format("prompt, or instruction without output", PROMPT, _has_question, answered.prompt),
     "text": Format("text", TEXT, lambda row: "text" in row, answered.plain_text),

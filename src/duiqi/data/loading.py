@@ -240,29 +240,27 @@ def _convert_rows(
         except RecursionError:
             yield BadRow(row.file, row.line, "lists within lists within lists, too deep to be read")
             continue
-        if made and "prompt" not in ACCEPTED[need] and all(example.kind == "prompt" for example in made):
+        wanted = _of_need(made, need)
+        if not wanted and made and all(example.kind == "prompt" for example in made):
             yield BadRow(row.file, row.line, f"found no answer, expected {WANTED[need]}", row.fields)
-            continue
-        yield [_with_system(example, source.system) for example in _of_need(made, need)]
+        else:
+            yield [_with_system(example, source.system) for example in wanted] if source.system else wanted
 
 
-def _of_need(made: Sequence[Example], need: Need) -> Iterator[Example]:
+def _of_need(made: Sequence[Example], need: Need) -> list[Example]:
     """Those that a stage can use: as prompts, each prompt of a row once; as conversations, no answer of a row twice."""
-    ranked = {example.prompt for example in made if example.kind == "ranking"}
-    asked: set[tuple[Message, ...]] = set()
-    for example in made:
-        if example.kind not in ACCEPTED[need]:
-            continue
-        if need == "prompt":
-            if example.prompt not in asked:
-                yield Example("prompt", example.prompt, (), example.origin)
-            asked.add(example.prompt)
-        elif need != "conversation" or example.kind == "ranking" or example.prompt not in ranked:
-            yield example
+    usable = [example for example in made if example.kind in ACCEPTED[need]]
+    if need == "prompt":
+        asked = {example.prompt: example.origin for example in usable}
+        return [Example("prompt", prompt, (), origin) for prompt, origin in asked.items()]
+    if need == "conversation" and len(usable) > 1:
+        ranked = {example.prompt for example in usable if example.kind == "ranking"}
+        return [example for example in usable if example.kind == "ranking" or example.prompt not in ranked]
+    return usable
 
 
 def _with_system(example: Example, system: str) -> Example:
-    if not system or not example.prompt or example.prompt[0].role == "system":
+    if not example.prompt or example.prompt[0].role == "system":
         return example
     return replace(example, prompt=(Message("system", system), *example.prompt))
 

@@ -11,12 +11,14 @@ from duiqi.types import Example, Message, Origin
 COMPLETION_COLUMNS = ("completion", "response", "output", "label")
 INSTRUCTED_COLUMNS = ("output", "response")
 """Where the answer to an instruction stands."""
+ASKED_COLUMNS = (("question", "answer"), ("query", "response"))
+"""Under which names a question and its answer may stand."""
 
 
 def alpaca(row: Fields, origin: Origin) -> tuple[Example, ...]:
     """instruction, input, output, history. An instruction may be a transcript, as BELLE writes conversations."""
-    column = next((name for name in INSTRUCTED_COLUMNS if name in row), INSTRUCTED_COLUMNS[0])
-    answer = text(row, column, origin, may_be_empty=True)
+    output, response = INSTRUCTED_COLUMNS
+    answer = text(row, response if response in row and output not in row else output, origin, may_be_empty=True)
     return (demonstration(instruction_prompt(row, origin), answer, origin),)
 
 
@@ -40,6 +42,12 @@ def plain_text(row: Fields, origin: Origin) -> tuple[Example, ...]:
 def firefly(row: Fields, origin: Origin) -> tuple[Example, ...]:
     """kind, input, target."""
     return (_asked_and_answered(row, "input", "target", origin),)
+
+
+def question_answer(row: Fields, origin: Origin) -> tuple[Example, ...]:
+    """question and answer, or query and response."""
+    question, answer = next(names for names in ASKED_COLUMNS if names[0] in row or names == ASKED_COLUMNS[-1])
+    return (_asked_and_answered(row, question, answer, origin),)
 
 
 def zhihu_kol(row: Fields, origin: Origin) -> tuple[Example, ...]:

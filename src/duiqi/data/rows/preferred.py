@@ -82,6 +82,12 @@ def shp(row: Fields, origin: Origin) -> tuple[Example, ...]:
     return ranking((Message("user", text(row, "history", origin)),), answers, row, origin)
 
 
+def stack_exchange(row: Fields, origin: Origin) -> tuple[Example, ...]:
+    """question, response_j, response_k: of two answers the one with more votes first."""
+    answers = [text(row, column, origin) for column in ("response_j", "response_k")]
+    return ranking((Message("user", text(row, "question", origin)),), answers, row, origin)
+
+
 def webgpt(row: Fields, origin: Origin) -> tuple[Example, ...]:
     """question, answer_0, answer_1, score_0, score_1."""
     question = row.get("question")
