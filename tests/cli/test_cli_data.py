@@ -113,7 +113,9 @@ def test_a_run_brings_its_own_template(workshop: Any, capsys: Any) -> None:
         (["check", "FILE", "--template", "zh_qa"], "--template: has no effect without a tokenizer"),
         (["check", "FILE", "--overwrite"], "overwrite: there is no output_file to replace"),
         (["show", "FILE", "--stage", "rm"], "--stage: has no effect without a tokenizer"),
-        (["show", "FILE", "--rows", "3", "--num_rows", "2"], "num_rows, seed: rows names the rows already"),
+        (["show", "FILE", "--rows", "3", "--num_rows", "2"], "--num_rows: --rows names the rows already"),
+        (["show", "FILE", "--lines", "3", "--rows", "3"], "--rows: --lines names the rows already"),
+        (["show", "FILE", "--lines", "99"], "lines: no row begins at line '99'"),
         (["show", "FILE", "--rows", "99"], "rows: '99' names no row; there are 20"),
         (["stats", "FILE", "--trust_remote_code"], "--trust_remote_code: has no effect without a tokenizer"),
         (["convert", "FILE"], "output_file: required, but not given"),
@@ -156,7 +158,7 @@ def test_convert_and_split(pairs: Callable[..., str], tmp_path: Path, capsys: An
 
 
 def test_show_without_a_tokenizer(pairs: Callable[..., str], capsys: Any) -> None:
-    assert main(["data", "show", pairs(), "--rows", "7"]) == 0
+    assert main(["data", "show", pairs(), "--lines", "7"]) == 0
     text = capsys.readouterr().out
     assert text.splitlines()[0].startswith(f"── row 7, ranking, {pairs()}:7 ")
     assert "   rejected: ⟦回答6⟧  (3 characters)" in text

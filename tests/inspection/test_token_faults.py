@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 from planted import LINE, demonstrations, rankings, write
 from tests.inspection.tokenizers_to_try import CHATML, THINKING, TWICE_BEGUN
 
+from duiqi.data.named_templates import Segment
 from duiqi.inspection.check import Inspection, check_dataset
 from duiqi.inspection.doctor import QUESTIONS
 from duiqi.inspection.findings import Finding
 from duiqi.inspection.lens import Lens, LensSettings, open_lens
 from duiqi.inspection.token_checks import Lengths, length_table
 from duiqi.inspection.token_look import look_through
+from duiqi.types import Message
 
 Make = Callable[..., str]
 
@@ -90,6 +93,22 @@ def test_letters_that_the_tokenizer_does_not_know(tmp_path: Path, tokenizer_dir:
     assert [(place.line, "茶" in place.excerpt) for place in finding.places] == [(6, True)]
 
 
+def test_answers_that_the_tokenizer_changes(tmp_path: Path, tokenizer_dir: Make) -> None:
+    rows = [row for row in demonstrations() if not row["output"].isascii()]
+    rows[5]["output"] += "OK"
+    path = write(tmp_path / "rows.jsonl", rows)
+    finding = by_kind(look(path, tokenizer_dir(lowers=True)))["changed_by_tokenizer"]
+    assert [(place.line, "becomes" in place.excerpt) for place in finding.places] == [(6, True)]
+
+
+def test_half_a_character_cannot_be_written_as_tokens(tmp_path: Path, tokenizer_dir: Make) -> None:
+    rows = demonstrations()
+    rows[LINE - 1]["output"] += "\ud83d"
+    findings = by_kind(look(write(tmp_path / "rows.jsonl", rows), tokenizer_dir()))
+    assert [place.line for place in findings["half_character"].places] == [LINE]
+    assert [place.line for place in findings["unencodable"].places] == [LINE]
+
+
 def test_rows_that_the_template_refuses_are_told_with_its_reason(tmp_path: Path, tokenizer_dir: Make) -> None:
     refusing = (
         "{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no system, please') }}"
@@ -114,6 +133,7 @@ def test_rows_that_the_template_refuses_are_told_with_its_reason(tmp_path: Path,
         ("no_answer_opening", {"chat_template": THINKING}, {}),
         ("history_not_learned", {"chat_template": THINKING}, {}),
         ("split_marker", {"marks": False}, {}),
+        ("unknown_in_template", {"words": ("a", "b")}, {"template": "qa"}),
         ("base_with_chat_template", {"name": "tiny-base"}, {}),
         ("chat_without_its_template", {"name": "tiny-chat"}, {"template": "qa"}),
     ],
@@ -124,6 +144,48 @@ def test_a_bad_answer_of_tokenizer_or_template_is_a_finding(
     inspection = look(write(tmp_path / "rows.jsonl", demonstrations()), tokenizer_dir(**tokenizer), **settings)
     assert not inspection.look.answers[kind].is_fine
     assert by_kind(inspection)[kind].detail == inspection.look.answers[kind].text
+
+
+def test_an_end_that_is_no_token_is_never_learned(tokenizer_dir: Make) -> None:
+    lens = open_lens(tokenizer_dir(), LensSettings())
+    assert lens.tokenizer.unk_token_id is not None
+    lost = replace(lens.needed_template(), stop_tokens=("<|bye|>",), stop_token_ids=(lens.tokenizer.unk_token_id,))
+    assert QUESTIONS["end_not_learned"][1](lens, lost) == (False, "<|bye|> is no token of this tokenizer")
+
+
+class Moody:
+    """A style that never writes a prompt the same way twice."""
+
+    learns_history = True
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def prompt(self, messages: Sequence[Message]) -> list[Segment]:
+        self.count += 1
+        return [Segment(f"{self.count}: {messages[-1].content}", learned=False)]
+
+    def answer(self, _messages: Sequence[Message], text: str) -> Segment:
+        return Segment(text, learned=True)
+
+    def identity(self) -> str:
+        return "moody"
+
+
+def test_a_prompt_that_differs_between_stages_is_told(tokenizer_dir: Make) -> None:
+    lens = open_lens(tokenizer_dir(), LensSettings())
+    moody = replace(lens.needed_template(), style=Moody())
+    is_fine, text = QUESTIONS["prompts_differ"][1](lens, moody)
+    assert (is_fine, text) == (False, "the stages write the same prompt differently")
+
+
+def test_a_run_that_was_trained_with_another_template_is_told(workshop: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", demonstrations())
+    assert "other_template" not in by_kind(look(path, workshop.sft))
+    for settings in ({"template": "qa"}, {"system": "Be brief."}, {"source_prefix": "Now: "}):
+        finding = by_kind(look(path, workshop.sft, **settings))["other_template"]
+        assert finding.severity == "error"
+        assert "the templates differ in" in finding.detail
 
 
 def _with_file(model: str, name: str, contents: dict[str, Any]) -> Lens:

@@ -8,10 +8,10 @@ import pytest
 from tests.inspection.tokenizers_to_try import THINKING
 
 from duiqi.data.encoding import encode_conversation, encode_prompt, encode_ranking
-from duiqi.errors import SettingsError
+from duiqi.errors import DataError, SettingsError
 from duiqi.inspection.lens import Lens, LensSettings, open_lens
 from duiqi.inspection.view_text import bare_text, heading, view_text
-from duiqi.inspection.views import StageView, choose_rows, views_of
+from duiqi.inspection.views import StageView, choose_rows, rows_at, views_of
 from duiqi.types import Example, Message, Origin
 
 Make = Callable[..., str]
@@ -131,6 +131,29 @@ def test_a_row_without_a_tokenizer_is_shown_as_text() -> None:
         "   chosen: ⟦好的 fine⟧  (7 characters)",
         "   rejected: ⟦不⟧  (1 characters)",
     ]
+
+
+def test_what_would_command_the_terminal_is_spelled_out(tokenizer_dir: Make) -> None:
+    evil = Example("demonstration", (Message("user", "a\x1b[31m"),), ("b\x07\ud83d",), HERE)
+    assert "\x1b" not in bare_text(evil).plain
+    assert "a\\x1b[31m" in bare_text(evil).plain
+    assert "b\\x07\\ud83d" in bare_text(evil).plain
+    whole = Example("prompt", evil.prompt, (), HERE)
+    (view,) = views_of(whole, lens_on(tokenizer_dir()))
+    assert "a\\x1b[31m" in view_text(view, has_colour=True, shows_tokens=False).plain
+
+
+def test_half_a_character_has_no_tokens_to_show(tokenizer_dir: Make) -> None:
+    half = Example("prompt", (Message("user", "a\ud83d"),), (), HERE)
+    with pytest.raises(DataError, match=r"data/pairs.jsonl:3: half of a character has no tokens"):
+        views_of(half, lens_on(tokenizer_dir()))
+
+
+def test_rows_are_found_by_the_line_at_which_they_begin() -> None:
+    examples = [Example("text", (), ("a",), Origin("d", "f.json", line)) for line in (2, 8, 15)]
+    assert rows_at(examples, "15, 2") == [2, 0]
+    with pytest.raises(SettingsError, match="no row begins at line '3'"):
+        rows_at(examples, "3")
 
 
 def test_rows_are_chosen_by_number_in_order_or_at_random() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
@@ -24,12 +24,14 @@ def build(
     adds_bos: bool = False,
     has_padding: bool = True,
     words: tuple[str, ...] = (),
+    lowers: bool = False,
 ) -> PreTrainedTokenizerFast:
     """One token per byte, and the special tokens.
 
     Args:
         marks: Whether <|im_start|> is one token.
         has_padding: Whether there is a token to pad with besides the one that ends answers.
+        lowers: Whether capitals become small letters.
         words: Without any, every byte is known; else these letters alone, and <unk> for the others.
     """
     spare = ["<pad>", "<unk>"] if has_padding else []
@@ -39,6 +41,8 @@ def build(
     if not words:
         bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         bare.decoder = decoders.ByteLevel()
+    if lowers:
+        bare.normalizer = normalizers.Lowercase()
     bare.add_special_tokens([AddedToken(token, special=True) for token in special])
     if adds_bos:
         bare.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])

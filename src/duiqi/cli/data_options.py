@@ -64,8 +64,10 @@ class ShowOptions:
 
     rows: str = ""
     """Which rows, counted from 1: 3,7 or 3-7."""
+    lines: str = ""
+    """Which rows, by the line at which they begin, as duiqi data check names them: 17 or 17,240."""
     num_rows: Positive = 3
-    """How many rows, from the first on, unless rows names them."""
+    """How many rows, from the first on, unless rows or lines name them."""
     seed: Count | None = None
     """Take them at random with this seed."""
     stage: Literal["sft", "rm", "dpo", "ppo", "pretrain"] | None = None

@@ -31,16 +31,22 @@ def show(command: str, arguments: Arguments) -> None:
     config = build(DataShowConfig, arguments.named("dataset"), command=command)
     _refuse_without_model(arguments, config.tokens.model_name_or_path, _TOKEN_SETTINGS, "stage", "tokens")
     asked = config.show
-    if asked.rows and any(given.key in ("num_rows", "seed") for given in arguments.given):
-        raise SettingsError("rows names the rows already", where="num_rows, seed", remedy="keep one of the two")
+    named = [given.where for given in arguments.given if given.key in ("rows", "lines")]
+    counted = [given.where for given in arguments.given if given.key in ("num_rows", "seed")]
+    if len({*named}) > 1 or (named and counted):
+        raise SettingsError(f"{named[0]} names the rows already", where=[*named[1:], *counted][0], remedy="remove it")
 
     from rich.console import Console
 
     from duiqi.inspection.view_text import bare_text, heading, view_text
-    from duiqi.inspection.views import choose_rows, views_of
+    from duiqi.inspection.views import choose_rows, rows_at, views_of
 
     examples = _examples(config.data)
-    chosen = choose_rows(len(examples), rows=asked.rows, num_rows=asked.num_rows, seed=asked.seed)
+    chosen = (
+        rows_at(examples, asked.lines)
+        if asked.lines
+        else choose_rows(len(examples), rows=asked.rows, num_rows=asked.num_rows, seed=asked.seed)
+    )
     lens = _lens(config.tokens) if config.tokens.model_name_or_path is not None else None
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     has_colour = console.is_terminal and not console.no_color

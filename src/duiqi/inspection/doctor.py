@@ -104,6 +104,12 @@ def _history_not_learned(lens: Lens, template: Template) -> Verdict:  # noqa: AR
     return False, f"the template {template.name} writes earlier answers unlike the last one"
 
 
+def _other_template(lens: Lens, template: Template) -> Verdict:
+    if lens.difference:
+        return False, f"{lens.name} was trained with another one: {lens.difference}"
+    return True, f"{template.name}, as in training" if lens.is_run else f"{template.name}; nothing was trained yet"
+
+
 def _base_with_chat_template(lens: Lens, template: Template) -> Verdict:
     name = Path(lens.base).name
     if lens.is_run or template.name != TOKENIZER_TEMPLATE or _CHAT_NAME.search(name):
@@ -168,6 +174,7 @@ QUESTIONS: dict[str, tuple[str, Callable[[Lens, Template], Verdict]]] = {
     "no_bos": ("does it begin as the base is used to?", _no_bos),
     "no_answer_opening": ("does a prompt of PPO open the answer?", _no_answer_opening),
     "prompts_differ": ("is a prompt the same in every stage?", _prompts_differ),
+    "other_template": ("is it the template of the run?", _other_template),
     "split_marker": ("are the template's marks whole tokens?", _split_marker),
     "unknown_in_template": ("does the tokenizer know the template?", _unknown_in_template),
     "history_not_learned": ("are earlier answers learned too?", _history_not_learned),

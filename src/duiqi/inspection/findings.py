@@ -104,9 +104,17 @@ def excerpt(text: str, start: int = 0, end: int = 0, *, around: int = 18, room: 
     left = max(0, start - around)
     right = min(len(text), max(end, start) + around if end else left + room)
     right = min(right, left + room + around)
-    cut = "".join(_visible(letter) for letter in text[left:right])
-    flat = " ".join(cut.replace("\n", " ⏎ ").split())
+    flat = " ".join(visible(text[left:right]).replace("\n", " ⏎ ").split())
     return f"{'…' if left else ''}{flat}{'…' if right < len(text) else ''}"
+
+
+def visible(text: str) -> str:
+    """A text that a terminal can be given: what cannot be seen, or would command the terminal, is spelled out.
+
+    >>> visible("a\\n\\x1b[31mb")
+    'a\\n\\\\x1b[31mb'
+    """
+    return text if text.isprintable() else "".join(_visible(letter) for letter in text)
 
 
 def _visible(letter: str) -> str:

@@ -81,6 +81,12 @@ KINDS: dict[str, Kind] = {
         "The reward model and the policy would read other texts than SFT did.",
         "Use one template, system message and prefix everywhere.",
     ),
+    "other_template": Kind(
+        "error",
+        "the run was trained with another template",
+        "Its next stage would be refused, for the policy never saw conversations written like this.",
+        "Leave template, system and source_prefix out, or train it again.",
+    ),
     "unencodable": Kind(
         "error",
         "rows that the template cannot write",

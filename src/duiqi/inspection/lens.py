@@ -44,6 +44,8 @@ class Lens:
     """None: there is none, for the reason in `refusal`."""
     budget: TokenBudget
     settings: LensSettings
+    difference: str = ""
+    """In what the template differs from the one that the run was trained with, as a sentence; mostly nothing."""
     mended: tuple[str, ...] = ()
     """What the tokenizer lacked and duiqi gave it, in plain sentences."""
     refusal: str = ""
@@ -72,7 +74,7 @@ def open_lens(model: str, settings: LensSettings) -> Lens:
     mended: list[str] = []
     tokenizer = load_tokenizer(where.leaf, trust_remote_code=settings.trust_remote_code, say=mended.append)
     described = where.card.template if where.card is not None else None
-    template, refusal = None, ""
+    template, refusal, difference = None, "", ""
     try:
         trained = from_dict(described, tokenizer) if described else None
         template = get_template(
@@ -83,6 +85,7 @@ def open_lens(model: str, settings: LensSettings) -> Lens:
             if settings.source_prefix is None
             else settings.source_prefix,
         )
+        difference = trained.difference(template) if trained is not None else ""
     except TemplateError as error:
         refusal = error.problem + (f"; {error.remedy}" if error.remedy else "")
     return Lens(
@@ -97,6 +100,7 @@ def open_lens(model: str, settings: LensSettings) -> Lens:
             max_answer_tokens=settings.max_target_length,
         ),
         settings=settings,
+        difference=difference,
         mended=tuple(mended),
         refusal=refusal,
     )
@@ -118,4 +122,9 @@ def count_tokens(model: str, *, trust_remote_code: bool = False) -> Callable[[st
         ModelError: Nothing usable is at `model`.
     """
     tokenizer = load_tokenizer(_locate(model).leaf, trust_remote_code=trust_remote_code)
-    return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def count(text: str) -> int:
+        whole = text.encode("utf-8", "replace").decode()  # half a character has no bytes to make tokens of
+        return len(tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"])
+
+    return count

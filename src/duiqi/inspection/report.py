@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from duiqi.inspection.check import Inspection
-from duiqi.inspection.findings import SEVERITIES, Finding, LengthRow
+from duiqi.inspection.findings import SEVERITIES, Finding, LengthRow, visible
 from duiqi.inspection.kinds import KINDS
 
 PLACES_SHOWN = 3
@@ -86,7 +86,7 @@ def _finding_lines(found: Finding, rows: int) -> list[str]:
     lines += _wrapped(found.detail, _INDENT)
     lines += _wrapped(kind.why, _INDENT)
     lines += _wrapped(kind.remedy, f"{_INDENT}-> ")
-    lines += [f"{_INDENT}{place}  {place.excerpt}".rstrip() for place in found.places[:PLACES_SHOWN]]
+    lines += [f"{_INDENT}{place}  {visible(place.excerpt)}".rstrip() for place in found.places[:PLACES_SHOWN]]
     if len(found.places) > PLACES_SHOWN:
         lines.append(
             f"{_INDENT}and {len(found.places) - PLACES_SHOWN:,} more: --output_file report.json lists them all"

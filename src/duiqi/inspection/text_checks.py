@@ -9,7 +9,7 @@ from collections.abc import Callable
 from duiqi.guards.answers import repetition, units
 from duiqi.inspection.findings import excerpt
 from duiqi.inspection.row_text import RowText
-from duiqi.types import readable
+from duiqi.types import Example, readable
 
 RowCheck = Callable[[RowText], str]
 
@@ -206,6 +206,12 @@ def _other_name(row: RowText) -> str:
 def _first(pattern: re.Pattern[str], text: str) -> str:
     found = pattern.search(text)
     return excerpt(text, *found.span()) if found else ""
+
+
+def has_half_character(example: Example) -> bool:
+    """Whether there is a character in the row that has no bytes, on which tokenizers fail."""
+    texts = (*(message.content for message in example.prompt), *example.answers)
+    return any(_SURROGATE.search(text) for text in texts)
 
 
 def question_of(row: RowText) -> str:

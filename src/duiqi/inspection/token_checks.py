@@ -11,7 +11,7 @@ from duiqi.errors import DataError, TemplateError
 from duiqi.inspection.findings import LengthRow, excerpt
 from duiqi.inspection.lens import Lens, LensSettings
 from duiqi.inspection.row_text import row_text
-from duiqi.inspection.text_checks import question_of
+from duiqi.inspection.text_checks import has_half_character, question_of
 from duiqi.models.tokenizers import special_tokens
 from duiqi.types import Example
 
@@ -58,6 +58,8 @@ def tokens_of(example: Example, lens: Lens) -> RowTokens | str:
     Raises:
         TemplateError: There is no template.
     """
+    if has_half_character(example):
+        return "half of a character has no bytes"
     template, tokenizer, budget = lens.needed_template(), lens.tokenizer, lens.budget
     try:
         whole = encode_ranking(template, tokenizer, example=example)
@@ -173,7 +175,8 @@ TOKEN_CHECKS: dict[str, Callable[[RowTokens, Lens], str]] = {
     "identical_after_cut": _identical_after_cut,
     "special_token": _special_token,
     "unknown_token": _unknown_token,
-    "changed_by_tokenizer": _changed_by_tokenizer,
     "cut_answer": _cut_answer,
     "cut_prompt": _cut_prompt,
 }
+SAMPLED_CHECKS: dict[str, Callable[[RowTokens, Lens], str]] = {"changed_by_tokenizer": _changed_by_tokenizer}
+"""Those that take as long as all others, and find what is in many rows if it is in one."""

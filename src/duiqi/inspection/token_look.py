@@ -9,9 +9,11 @@ from duiqi.inspection.findings import Finding, LengthRow, Place, TokenLook, Trac
 from duiqi.inspection.kinds import severity_of
 from duiqi.inspection.lens import Lens
 from duiqi.inspection.row_text import row_text
-from duiqi.inspection.token_checks import TOKEN_CHECKS, Lengths, RowTokens, length_table, tokens_of
+from duiqi.inspection.token_checks import SAMPLED_CHECKS, TOKEN_CHECKS, Lengths, RowTokens, length_table, tokens_of
 from duiqi.types import Example
 
+SAMPLE = 2000
+"""Rows, spread over all, that the slow checks look at."""
 COSTLY = 1.2
 """Tokens per character from which a tokenizer was made for another language; English has 0.25, Chinese 0.6 to 1."""
 
@@ -38,7 +40,8 @@ def _row_findings(examples: Sequence[Example], lens: Lens, track: Tracker) -> tu
     places: dict[str, list[Place]] = {}
     lengths: list[Lengths] = []
     tokens = characters = 0
-    for example in track(examples, "rows as tokens"):
+    step = max(1, len(examples) // SAMPLE)
+    for index, example in enumerate(track(examples, "rows as tokens")):
         row = tokens_of(example, lens)
         if not isinstance(row, RowTokens):
             places.setdefault("unencodable", []).append(place_of(example.origin, row))
@@ -46,7 +49,8 @@ def _row_findings(examples: Sequence[Example], lens: Lens, track: Tracker) -> tu
         lengths.append(row.lengths)
         tokens += len(row.prompt) + sum(map(len, row.answers))
         characters += len(row_text(example).whole)
-        for kind, check in TOKEN_CHECKS.items():
+        checks = TOKEN_CHECKS if index % step else TOKEN_CHECKS | SAMPLED_CHECKS
+        for kind, check in checks.items():
             if seen := check(row, lens):
                 places.setdefault(kind, []).append(place_of(example.origin, seen))
     findings = [

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from duiqi.data.encoding import LEARNED_MARKS
+from duiqi.inspection.findings import visible
 from duiqi.inspection.views import Piece, StageView
 from duiqi.types import Example
 
@@ -53,7 +54,7 @@ def bare_text(example: Example) -> Text:
     lines = Text()
     for message in example.prompt:
         lines.append(f"   {message.role}: ", style="cyan")
-        lines.append(f"{message.content}\n", style="dim")
+        lines.append(f"{visible(message.content)}\n", style="dim")
     names = (
         ("chosen", "rejected")
         if len(example.answers) == 2
@@ -63,7 +64,7 @@ def bare_text(example: Example) -> Text:
         names = ["text" if example.kind == "text" else "assistant"]
     for name, answer in zip(names, example.answers, strict=False):
         lines.append(f"   {name}: ", style="cyan")
-        lines.append(f"{LEARNED_MARKS[0]}{answer}{LEARNED_MARKS[1]}", style=_LEARNED)
+        lines.append(f"{LEARNED_MARKS[0]}{visible(answer)}{LEARNED_MARKS[1]}", style=_LEARNED)
         lines.append(f"  ({len(answer):,} characters)\n", style="dim")
     return lines
 
@@ -80,7 +81,8 @@ def _stretches(pieces: Sequence[Piece]) -> list[list[Piece]]:
 
 
 def _boxed(piece: Piece) -> str:
-    return f"{BOX[0]}{piece.text}{BOX[1]}" if piece.is_special else piece.text
+    text = visible(piece.text)
+    return f"{BOX[0]}{text}{BOX[1]}" if piece.is_special else text
 
 
 def _style(piece: Piece, number: int) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from duiqi.data.encoding import BROKEN_CHARACTER, EncodedSequence, encode_conversation, encode_ranking, fit_prompt
-from duiqi.errors import SettingsError
+from duiqi.errors import DataError, SettingsError
 from duiqi.inspection.lens import Lens
+from duiqi.inspection.text_checks import has_half_character
 from duiqi.settings.conditions import listing
 from duiqi.types import Example, ExampleKind
 
@@ -71,6 +72,23 @@ def choose_rows(count: int, *, rows: str = "", num_rows: int = 3, seed: int | No
     return chosen
 
 
+def rows_at(examples: Sequence[Example], lines: str) -> list[int]:
+    """Which rows (from 0) begin at some lines of their files, as `duiqi data check` names them.
+
+    Raises:
+        SettingsError: No row begins at one of them.
+    """
+    chosen: list[int] = []
+    for part in lines.split(","):
+        found = [index for index, example in enumerate(examples) if str(example.origin.line) == part.strip()]
+        if not found:
+            raise SettingsError(
+                f"no row begins at line {part.strip()!r}", where="lines", remedy="write 17, or 17,240, as in file:line"
+            )
+        chosen += found
+    return chosen
+
+
 def views_of(example: Example, lens: Lens, stage: StageToShow | None = None) -> list[StageView]:
     """What the stages see of a row: those that can use it, or the one that is asked for.
 
@@ -78,6 +96,8 @@ def views_of(example: Example, lens: Lens, stage: StageToShow | None = None) -> 
         SettingsError: The stage has no use for such a row.
         DataError, TemplateError: The row cannot be written down.
     """
+    if has_half_character(example):
+        raise DataError("half of a character has no tokens", where=str(example.origin), remedy="mend the row")
     if stage is None:
         return [view for name in SHOWN[example.kind] for view in _VIEWS[name](example, lens)]
     if stage not in USABLE[example.kind]:
