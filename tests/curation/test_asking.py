@@ -83,6 +83,13 @@ def test_every_question_gets_its_answer_whatever_goes_wrong_on_the_way(tmp_path:
     assert outcome.account.uncounted == 3 * len(TEXTS)  # malformed, dropped, broken off: nobody knows what they cost
 
 
+def test_answers_that_come_too_late_are_asked_for_again(tmp_path: Path) -> None:
+    with stand_in(echo, lambda _, before: Mishap(delay_seconds=0.6) if before < 2 else None) as server:
+        outcome = asked(server, tmp_path, TEXTS[:8], timeout_seconds=0.2)
+    assert outcome.answers == ANSWERS[:8]
+    assert outcome.account.retries == 16
+
+
 def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
     with stand_in(echo) as server:
         first = asked(server, tmp_path, TEXTS[:15])

@@ -227,7 +227,7 @@ class TestFill:
             {"instruction": "你是谁？", "output": "我是小对，由 我们 开发。", "history": [["hi", "I am 小对"]]},
             {"messages": [{"role": "user", "content": "[INST] 小对?"}], "id": 7},
         ]
-        assert report.lines() == ["2 rows; filled: AUTHOR 1 times, NAME 3 times", "left as they are: [INST] 1 times"]
+        assert report.lines() == ["2 rows; filled: AUTHOR ×1, NAME ×3", "left as they are: [INST] ×1"]
 
     def test_a_name_that_is_not_given_is_refused_with_its_place(self, tmp_path: Path, capsys: Any) -> None:
         file = write_rows(tmp_path / "in.jsonl", INTRODUCTIONS)

@@ -111,6 +111,11 @@ def test_an_answer_that_was_stopped_is_none_and_asking_again_would_not_help(fini
     assert not refusal(Mishap(body=json.dumps({"choices": [choice]}))).passes
 
 
+def test_what_a_model_says_to_itself_is_no_part_of_its_answer() -> None:
+    assert ask(say="<think>\nhm {}\n</think>\n\n好").text == "好"
+    assert ask(say="the tag <think> is </think> here").text == "the tag <think> is </think> here"
+
+
 def test_nobody_there() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))

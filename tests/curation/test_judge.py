@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.curation.stand_in import KEY, Body, Mishap, StandIn, read_rows, stand_in, write_rows
 
 from duiqi.cli.main import main
@@ -132,12 +134,12 @@ def test_the_judge_is_asked_in_the_language_of_the_prompt(tmp_path: Path, named:
 def test_a_rubric_is_a_text_or_a_file(tmp_path: Path, named: Named) -> None:
     file = tmp_path / "rubric.md"
     file.write_text("越短越好。", encoding="utf-8")
-    for given in (str(file), "越短越好。"):
+    for rubric in (str(file), "越短越好。"):
         with stand_in(prefers_longer) as server:
             named(server)
-            folder = tmp_path / ("file" if given == str(file) else "text")
+            folder = tmp_path / ("file" if rubric == str(file) else "text")
             folder.mkdir()
-            judge(folder, [sampled("甲", "乙丙")], "--rubric", given)
+            judge(folder, [sampled("甲", "乙丙")], "--rubric", rubric)
         assert all("越短越好。" in body["messages"][0]["content"] for body in server.bodies)
         assert len(server.bodies) == 2
 
@@ -211,7 +213,7 @@ def test_a_finished_file_is_not_made_again_and_no_other_settings_may_touch_it(
         judge(tmp_path, rows)
         contents = (tmp_path / "judged.jsonl").read_bytes()
         assert judge(tmp_path, rows)[0] == 0
-        assert "it was finished before" in capsys.readouterr().out
+        assert "all 1 rows were finished before: nothing was asked" in capsys.readouterr().out
         assert judge(tmp_path, rows, "--method", "score")[0] == 2
         assert "method was 'rank' and is 'score'" in capsys.readouterr().err
     assert len(server.bodies) == 2
@@ -260,3 +262,23 @@ def test_without_an_address_nobody_is_asked(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     assert judge(tmp_path, [sampled("甲", "乙")])[0] == 2
     assert "OPENAI_BASE_URL: is not set" in capsys.readouterr().err
+
+
+@given(st.text() | st.lists(st.sampled_from(['{"better":', '"A"', "}", "{", '"score":', "7", "]", " "])).map("".join))
+def test_any_text_is_a_verdict_or_malformed(text: str) -> None:
+    for read in (read_comparison, read_rating):
+        try:
+            verdict = read(text)
+        except Malformed:
+            continue
+        assert verdict in ("first", "second", "tie") or 1 <= verdict <= 10  # type: ignore[operator]
+
+
+def test_half_an_emoji_in_an_answer_is_judged_like_any_other(tmp_path: Path, named: Named) -> None:
+    with stand_in(prefers_longer) as server:
+        named(server)
+        file = tmp_path / "sampled.jsonl"
+        file.write_text('{"prompt": "hi", "answers": ["a", "b\\ud83d"]}\n', encoding="utf-8")
+        words = ["data", "judge", str(file), "--output_file", str(tmp_path / "o.jsonl"), "--model", "m"]
+        assert main([*words, "--max_cost", "1", "--prompt_price", "1"]) == 0
+    assert read_rows(tmp_path / "o.jsonl")[0]["scores"] == [0.0, 1.0]

@@ -88,6 +88,12 @@ def test_code_addresses_and_placeholders_come_through_untouched(tmp_path: Path, 
     assert "FIRST, SEE" in got[0]["text"]
 
 
+def test_what_ends_a_sentence_is_no_part_of_an_address() -> None:
+    hidden = masked("See https://a.cn/x?y=1. Or (http://b.cn), me@a.cn! 看https://c.cn/路。")
+    assert hidden.kept == ("https://a.cn/x?y=1", "http://b.cn", "me@a.cn", "https://c.cn/")
+    assert hidden.text == "See ⟦1⟧. Or (⟦2⟧), ⟦3⟧! 看⟦4⟧路。"
+
+
 def test_what_needs_no_translation_is_not_asked_about(tmp_path: Path, named: Named, capsys: Any) -> None:
     texts = [
         "",

@@ -45,9 +45,9 @@ class DialogueReport:
 
     def told(self) -> list[str]:
         """Plain sentences for the terminal."""
-        lines = [f"{self.rows} conversations with {self.turns_learned} turns to learn, from {self.lines} lines"]
-        lines += [f"{self.slight} lines left out: short, or mostly stopwords"] if self.slight else []
-        lines += [f"{self.unspoken} lines that nobody speaks left out"] if self.unspoken else []
+        lines = [f"conversations: {self.rows}, turns to learn in them: {self.turns_learned}, lines read: {self.lines}"]
+        lines += [f"left out as short or mostly stopwords: {self.slight}"] if self.slight else []
+        lines += [f"left out because nobody speaks them: {self.unspoken}"] if self.unspoken else []
         most = sorted(self.speakers.items(), key=lambda item: (-item[1], item[0]))
         lines.append("speakers: " + ", ".join(f"{name} {count}" for name, count in most[:8]) + " …" * (len(most) > 8))
         return [*lines, f"sha1 {self.sha1}"]

@@ -34,6 +34,8 @@ _PIECE = 65536
 _SHOWN = 300
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _PASSING = frozenset({408, 409, 425, 429})
+_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
+"""What reasoning models say to themselves; some servers leave it in the answer."""
 _FOR_ALL = {
     401: f"the server does not know the key: put the right one into the environment variable {API_KEY_VARIABLE}",
     402: "the account has nothing left to pay with",
@@ -189,7 +191,7 @@ class Endpoint:
             raise NoAnswer("the answer was cut by the length limit of the request", passes=False, usage=usage)
         if finish == "content_filter" or not isinstance(text, str):
             raise NoAnswer(f"the model gave no text (finish_reason {finish!r})", passes=False, usage=usage)
-        return Reply(self.without_key(text), usage)
+        return Reply(self.without_key(_THOUGHTS.sub("", text)), usage)
 
 
 class _NoRedirect(HTTPRedirectHandler):

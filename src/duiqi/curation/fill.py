@@ -107,4 +107,4 @@ def fill_file(file: str, output_file: str, *, fill: str) -> FillReport:
 
 
 def _told(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {count} times" for name, count in sorted(counts.items()))
+    return ", ".join(f"{name} ×{count}" for name, count in sorted(counts.items()))

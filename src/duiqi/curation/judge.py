@@ -127,7 +127,7 @@ def judge_file(
     }
     with making(output_file, command="data judge", settings=settings) as place, listening() as stop:
         if place.is_finished:
-            return Made([*place.summary.get("lines", ()), "it was finished before: nothing was asked"])
+            return Made([f"all {place.summary.get('rows')} rows were finished before: nothing was asked"])
         standards = {spoken: read_rubric(rubric, spoken) for spoken in RUBRICS}
         plans = [_plan(row, bureau, method, standards, language) for row in rows]
         outcome = ask_all(

@@ -63,7 +63,10 @@ class Caps:
 def most_of(body: Mapping[str, Any]) -> Usage:
     """The most tokens that a request can take: no tokenizer makes more tokens than there are bytes."""
     messages = body["messages"]
-    prompt = sum(len(json.dumps(message, ensure_ascii=False).encode()) + _PER_MESSAGE_TOKENS for message in messages)
+    prompt = sum(
+        len(json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass")) + _PER_MESSAGE_TOKENS
+        for message in messages
+    )
     limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if isinstance(body.get(name), int)]
     return Usage(1, prompt, max(limits, default=_UNLIMITED_ANSWER_TOKENS))
 

@@ -20,11 +20,12 @@ from duiqi.training.interruption import listening
 
 Target = Literal["zh", "en"]
 
+_NO_ADDRESS = r"\s\u3000-\u303f\uff00-\uffef\u4e00-\u9fff)>\]\"'"
 _KEPT = re.compile(
     r"```.*?(?:```|\Z)"  # blocks of code
     r"|`[^`\n]+`"
-    r"|https?://[^\s\u3000-\u303f\uff00-\uffef\u4e00-\u9fff)>\]\"']+"
-    r"|[\w.+-]+@[\w-]+\.[\w.]+"
+    rf"|https?://[^{_NO_ADDRESS}]*[^{_NO_ADDRESS}.,;:!?]"  # what ends the sentence is no part of the address
+    r"|[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
     r"|[\[<]{1,2}[A-Z][A-Z_]+[\]>]{1,2}"  # [NAME], <AUTHOR>
     r"|⟦\d+⟧",
     re.DOTALL | re.ASCII,
@@ -153,7 +154,7 @@ def translate_file(
     }
     with making(output_file, command="data translate", settings=settings) as place, listening() as stop:
         if place.is_finished:
-            return Made([*place.summary.get("lines", ()), "it was finished before: nothing was asked"])
+            return Made([f"all {place.summary.get('rows')} rows were finished before: nothing was asked"])
         texts = [dict(texts_of(row.fields, columns)) for row in rows]
         wanted = [[path for path, text in of_row.items() if needs_translation(text, to)] for of_row in texts]
         asked = [(number, path) for number, paths in enumerate(wanted) for path in paths]
