@@ -23,6 +23,9 @@ from duiqi.models.lineage import stack_up
 from duiqi.models.loading import locate
 from duiqi.models.reward import load_standalone_reward
 from duiqi.models.shared_base import SharedBase
+from duiqi.serving.export import export
+from duiqi.serving.speaker import open_speaker
+from duiqi.types import Message
 
 IDS = torch.tensor([[5, 9, 14, 3, 77, 2]])
 HUB_NAME = "THUDM/chatglm-6b"
@@ -71,8 +74,6 @@ def test_an_old_reward_model_scores_as_its_trainer_did_but_for_a_constant(
 ) -> None:
     network = old_lora(tmp_path, workshop.base, named=workshop.base)
     weight, _ = old_value_head(tmp_path, 32, prefix=prefix)
-    for file in Path(workshop.base).glob("*token*"):
-        shutil.copy(file, tmp_path)
     reward = load_standalone_reward(str(tmp_path))
     other = IDS.flip(1)
     theirs = torch.cat([last_hidden(network, ids) @ weight[0] for ids in (IDS, other)])
@@ -140,7 +141,7 @@ def test_layers_that_freeze_tuning_saved_alone_replace_those_of_the_base(
 
 def test_layers_alone_that_name_no_base_say_what_to_give(tmp_path: Path) -> None:
     torch.save({"model.layers.1.mlp.up_proj.weight": torch.zeros(64, 32)}, tmp_path / "adapter_model.bin")
-    with pytest.raises(ModelError, match=r"does not say which base[^>]*-> name it as adapter_name_or_path"):
+    with pytest.raises(ModelError, match=r"does not say which base[^>]*-> name the base too: BASE,"):
         locate(str(tmp_path))
 
 
@@ -217,3 +218,24 @@ def test_a_file_that_is_a_program_runs_nothing(
         with pytest.raises(ModelError, match="cannot be read"):
             read_adapter(directory)
     assert not (tmp_path / "TOUCHED").exists()
+
+
+def test_an_old_adapter_answers_and_is_exported_with_its_base_named_beside_it(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    network = old_lora(tmp_path / "old", workshop.base, named=HUB_NAME)
+    both = f"{workshop.base},{tmp_path / 'old'}"
+    with torch.no_grad():
+        theirs = network(IDS).logits
+    assert torch.allclose(duiqi.load_model(both)(IDS).logits, theirs, atol=1e-5)
+    assert open_speaker(both, template="raw").prompt_ids([Message("user", "你好")])
+    export(both, str(tmp_path / "plain"))
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()(IDS).logits
+    assert torch.allclose(merged, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", ["{sft},{sft}", "{base},{base}", "{base},nowhere"])
+def test_a_base_and_an_adapter_are_told_apart(workshop: Workshop, wrong: str) -> None:
+    with pytest.raises(ModelError, match="BASE,ADAPTER names a full model and one adapter on it"):
+        locate(wrong.format(sft=workshop.sft, base=workshop.base))

@@ -198,3 +198,9 @@ def test_a_modelfile_has_both_ways_to_begin(workshop: Workshop) -> None:
     wanted = f"{{{{ if .System }}}}{{{{ .System }}}}\n\n{plain}{{{{ else }}}}{plain}{{{{ end }}}}{{{{ .Response }}}}"
     assert f'TEMPLATE """{wanted}"""' in text
     assert template.prompt_segments([Message("user", "x")])[0].text == "问：x\n答："
+
+
+def test_dropout_of_an_adapter_has_no_part_in_the_comparison(workshop: Workshop, tmp_path: Path) -> None:
+    changes = {"lora_dropout": 0.5, "learning_rate": 1e-2}
+    duiqi.run("sft", **workshop.settings("sft", tmp_path / "run", **changes))
+    assert export(str(tmp_path / "run"), str(tmp_path / "plain")).gap < 1e-4

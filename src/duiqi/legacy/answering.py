@@ -112,7 +112,11 @@ def _files(old: Old, command: str) -> Iterator[Line]:
     setting = "model" if command == "generate" else "reward_model"
     if adapters:
         last = adapters.split(",")[-1].strip()
-        yield Line(old.says(*names), setting, last, "it brings its base and what it stands on")
+        if Path(last, "adapter_config.json").is_file() and not Path(last, "duiqi.json").is_file():
+            base = old.get("model_name_or_path")
+            yield Line(old.says(*names), setting, f"{base},{last}", "the base, and the adapter on it")
+        else:
+            yield Line(old.says(*names), setting, last, "it brings its base and what it stands on")
     else:
         yield Line(old.says(*names), setting, old.get("model_name_or_path"))
     dataset = old.first("eval_dataset", "dataset")

@@ -52,17 +52,23 @@ class Located:
 
     @property
     def leaf(self) -> str:
-        """The directory that carries the tokenizer and the card: the adapter if there is one."""
-        return str(self.adapter or self.base)
+        """The directory that carries the tokenizer: the adapter if it has one, as those of 2023 have not."""
+        has_own = self.adapter is not None and (self.adapter / "tokenizer_config.json").is_file()
+        return str(self.adapter) if has_own else self.base
 
 
 def locate(path: str) -> Located:
     """Say what `path` is: a full model (directory or hub name), or an adapter and the base it belongs to.
 
+    `BASE,ADAPTER` names both, for an adapter whose base is elsewhere than it says.
+
     Raises:
         ModelError: The directory holds neither, is a damaged checkpoint, or the base it names is gone.
     """
     directory = Path(path).expanduser()
+    first, comma, second = path.partition(",")
+    if comma and not os.path.exists(directory):
+        return _with_base(first.strip(), Path(second.strip()).expanduser())
     if not os.path.exists(directory):
         is_beside_others = "/" in path and directory.parent.is_dir()  # runs/sf for runs/sft, and no name on the hub
         if path.startswith((".", "/", "~")) or path.count("/") > 1 or is_beside_others:
@@ -87,13 +93,26 @@ def locate(path: str) -> Located:
     )
 
 
+def _with_base(base: str, adapter: Path) -> Located:
+    """An adapter on a base that was named beside it."""
+    located = locate(base)
+    if located.adapter is not None or not is_adapter(adapter):
+        wrong, what = (base, "an adapter itself") if located.adapter is not None else (str(adapter), "no adapter")
+        raise ModelError(
+            f"is {what}, where BASE,ADAPTER names a full model and one adapter on it",
+            where=wrong,
+            remedy="name the base first; a run of duiqi needs no base beside it",
+        )
+    return Located(located.base, adapter, read_card(adapter))
+
+
 def _base_of(directory: Path, card: ModelCard | None) -> str:
     named = card.base if card else read_adapter(directory).base
     if not named:
         raise ModelError(
             "does not say which base it was trained on",
             where=str(directory),
-            remedy="name it as adapter_name_or_path, and its base as model_name_or_path",
+            remedy=f"name the base too: BASE,{directory} (in a stage: model_name_or_path and adapter_name_or_path)",
         )
     found = find_again(named, card.base_relative if card else None, directory)
     if found is not None or not os.path.isabs(named):
@@ -101,7 +120,7 @@ def _base_of(directory: Path, card: ModelCard | None) -> str:
     raise ModelError(
         f"its base model {named} is not there any more",
         where=str(directory),
-        remedy="put the base back, or name its new place with model_name_or_path",
+        remedy=f"put the base back, or name its new place: BASE,{directory} (in a stage: model_name_or_path)",
     )
 
 

@@ -173,7 +173,7 @@ def find_pairs(
 def _config_of(reward_model: str) -> RewardModelConfig | None:
     """The settings of the run that a reward model is the result or a checkpoint of; None where there are none."""
     where = locate(reward_model)
-    recipe = run_home(Path(where.leaf).expanduser()) / "config.yaml"
+    recipe = run_home(Path(where.adapter or where.base).expanduser()) / "config.yaml"
     is_ours = where.card is not None and where.card.stage == "rm" and recipe.is_file()
     return resolve("rm", recipe=recipe) if is_ours else None
 

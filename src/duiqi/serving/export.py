@@ -95,6 +95,7 @@ def export(
     refuse_other_base(where, path, model=network)
     grow_vocabulary(network, where.vocabulary)
     seat = take_seat(network, "exported", stack)
+    network.eval()  # the dropout of an adapter is born in training mode
     score = stack[-1].score if stack else None
     rows = _rows(template, tokenizer, prompts_file)
     before = [_outputs(network, row, score) for row in rows]

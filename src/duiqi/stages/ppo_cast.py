@@ -329,7 +329,7 @@ def _make_scorer(
                 located.card.template, load_tokenizer(located.leaf, trust_remote_code=config.model.trust_remote_code)
             )
             refuse_mismatch(template, theirs, whose=f"the reward model {spec.source}")
-        return SharedScorer(seat_reward(base, located.leaf, where=where), name=name, budget=budget), spec.weight
+        return SharedScorer(seat_reward(base, spec.source, where=where), name=name, budget=budget), spec.weight
     scorer = open_reward_model(
         spec.source,
         name=name,
