@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from duiqi.errors import DataError, UserError
+
+ROWS_OF_A_BATCH = 4096
 
 
 def read_parquet(path: Path) -> list[dict[str, Any]]:
@@ -15,14 +18,23 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: It is damaged.
     """
+    return list(stream_parquet(path))
+
+
+def stream_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a parquet file, some thousand of them in memory at a time.
+
+    Raises:
+        DataError: It is damaged.
+    """
     _datasets(f"the parquet file {path}")  # which brings pyarrow
     parquet = importlib.import_module("pyarrow.parquet")
     try:
-        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=ROWS_OF_A_BATCH):
+            yield from batch.to_pylist()
     except Exception as error:  # the library raises whatever its many layers raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"not a parquet file that can be read: {reason}", where=str(path)) from error
-    return rows
 
 
 def read_hub(

@@ -12,12 +12,15 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from duiqi.data.hub import read_parquet
+from duiqi.data.hub import read_parquet, stream_parquet
+from duiqi.data.json_window import JsonWindow
 from duiqi.errors import DataError
+from duiqi.journal.files import MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +90,54 @@ def read_file(path: Path) -> SourceFile:
     Raises:
         DataError: The file cannot be read, is not UTF-8, is empty, or is broken beyond telling its rows apart.
     """
-    try:
-        contents = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(path), remedy="check its permissions") from error
-    rows = tuple(READERS[path.suffix](path, contents))
+    with _opened(path) as file:
+        hashed = _HashedFile(file)
+        buffered = io.BufferedReader(hashed, buffer_size=MIB)
+        rows = tuple(READERS[path.suffix](path, buffered))
+        while buffered.read(MIB):  # what the reader did not need
+            pass
     if not rows:
         raise DataError("found no rows, expected at least one", where=str(path))
-    return SourceFile(str(path), hashlib.sha256(contents).hexdigest(), rows)
+    return SourceFile(str(path), hashed.digest.hexdigest(), rows)
 
 
-def _read_json(path: Path, contents: bytes) -> Iterator[Row | BadRow]:
+def stream_file(path: Path) -> Iterator[Row | BadRow]:
+    """The rows of one file as they are read; no more of the file is held than a row needs.
+
+    Raises:
+        DataError: As `read_file`, when the place is reached.
+    """
+    with _opened(path) as file:
+        yield from STREAMING_READERS[path.suffix](path, io.BufferedReader(file, buffer_size=MIB))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[io.FileIO]:
+    try:
+        with io.FileIO(path) as file:
+            yield file
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=str(path), remedy="check its permissions") from error
+
+
+class _HashedFile(io.RawIOBase):
+    """A file that notes the checksum of what is read of it."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self.digest.update(memoryview(buffer)[:count])
+        return count
+
+
+def _read_json(path: Path, opened: BinaryIO) -> Iterator[Row | BadRow]:
     """Rows of a JSON array, or of JSON objects one after the other (JSON lines under the name .json)."""
-    text, file = decode(path, contents), str(path)
+    text, file = decode(path, opened.read()), str(path)
     try:
         for value, line in _json_values(text):
             yield _as_row(value, file, line)
@@ -147,10 +185,32 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
-def _read_jsonl(path: Path, contents: bytes) -> Iterator[Row | BadRow]:
+def _stream_json(path: Path, opened: BinaryIO) -> Iterator[Row | BadRow]:
+    """As `_read_json`, with no more in memory than a row and what was read with it."""
+    window = JsonWindow(path, opened)
+    in_array = window.peek() == "["
+    if in_array:
+        window.skip()
+    is_next = window.peek() not in ("", "]")
+    while is_next:
+        line = window.line
+        yield _as_row(window.value(), str(path), line)
+        is_next = window.peek() == "," if in_array else window.peek() != ""
+        if in_array and is_next:
+            window.skip()
+            window.peek()
+    if in_array:
+        if window.peek() != "]":
+            raise window.broken("Expected ',' or ']' after a row")
+        window.skip()
+        if window.peek():
+            raise window.broken("Found more after the end of the array")
+
+
+def _read_jsonl(path: Path, opened: BinaryIO) -> Iterator[Row | BadRow]:
     file = str(path)
-    # Not splitlines(): a JSON string may hold U+2028 and its kin, which are no line ends here.
-    for line, text in enumerate(decode(path, contents).split("\n"), start=1):
+    for line, text in enumerate(_lines(path, opened), start=1):
+        text = text.removesuffix("\n")
         if not text.strip():
             continue
         try:
@@ -169,9 +229,10 @@ def _as_row(value: Any, file: str, line: int) -> Row | BadRow:
     return BadRow(file, line, f"found {describe(value)}, expected an object with named columns", value)
 
 
-def _read_csv(path: Path, contents: bytes) -> Iterator[Row | BadRow]:
+def _read_csv(path: Path, opened: BinaryIO) -> Iterator[Row | BadRow]:
     file = str(path)
-    reader = csv.reader(io.StringIO(decode(path, contents), newline=""), strict=True)
+    lines = (part for text in _lines(path, opened) for part in io.StringIO(text, newline=""))  # a lone CR ends one too
+    reader = csv.reader(lines, strict=True)
     header: list[str] = []
     while True:
         line = reader.line_num + 1
@@ -191,29 +252,46 @@ def _read_csv(path: Path, contents: bytes) -> Iterator[Row | BadRow]:
             yield Row(dict(zip(header, cells, strict=True)), file, line)
 
 
-def _read_txt(path: Path, contents: bytes) -> Iterator[Row | BadRow]:
-    for line, text in enumerate(decode(path, contents).split("\n"), start=1):
+def _read_txt(path: Path, opened: BinaryIO) -> Iterator[Row | BadRow]:
+    for line, text in enumerate(_lines(path, opened), start=1):
         if text.strip():
-            yield Row({"text": text.rstrip("\r")}, str(path), line)
+            yield Row({"text": text.removesuffix("\n").rstrip("\r")}, str(path), line)
 
 
-def _read_parquet(path: Path, _contents: bytes) -> Iterator[Row | BadRow]:
+def _read_parquet(path: Path, _opened: BinaryIO) -> Iterator[Row | BadRow]:
     for number, fields in enumerate(read_parquet(path), start=1):
         yield Row(fields, str(path), number)
 
 
-def decode(path: Path, contents: bytes) -> str:
+def _stream_parquet(path: Path, _opened: BinaryIO) -> Iterator[Row | BadRow]:
+    for number, fields in enumerate(stream_parquet(path), start=1):
+        yield Row(fields, str(path), number)
+
+
+def _lines(path: Path, opened: BinaryIO) -> Iterator[str]:
+    """The lines of a file with their ends: line feeds alone, for a JSON string may hold U+2028 and its kin."""
+    before = 0
+    for number, line in enumerate(opened, start=1):
+        yield decode(path, line, line=number, before=before)
+        before += len(line)
+
+
+def decode(path: Path, contents: bytes, *, line: int = 1, before: int = 0) -> str:
     """The text of a file's bytes, without a byte order mark.
+
+    Args:
+        line: The line of the file at which they begin.
+        before: How many bytes of the file stand before them.
 
     Raises:
         DataError: They are not UTF-8; the position of the first wrong byte is named.
     """
     try:
-        return contents.decode("utf-8-sig")
+        return contents.decode("utf-8" if before else "utf-8-sig")
     except UnicodeDecodeError as error:
-        line = contents.count(b"\n", 0, error.start) + 1
+        line += contents.count(b"\n", 0, error.start)
         raise DataError(
-            f"found byte 0x{contents[error.start]:02x} at position {error.start}, expected UTF-8",
+            f"found byte 0x{contents[error.start]:02x} at position {before + error.start}, expected UTF-8",
             where=f"{path}:{line}",
             remedy=f"convert it first, for example: iconv -f GB18030 -t UTF-8 {path.name}",
         ) from None
@@ -240,10 +318,12 @@ def describe(value: Any) -> str:
             return f"a {type(value).__name__}"
 
 
-READERS: dict[str, Callable[[Path, bytes], Iterator[Row | BadRow]]] = {
+READERS: dict[str, Callable[[Path, BinaryIO], Iterator[Row | BadRow]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
     ".txt": _read_txt,
     ".parquet": _read_parquet,
 }
+STREAMING_READERS = {**READERS, ".json": _stream_json, ".parquet": _stream_parquet}
+"""Those that hold no more of a file than a row needs."""
