@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from planted import demonstrations, rankings, write
+from tests.data.format_rows import GOOD_ROWS
 
 from duiqi.data.formats import FORMATS
 from duiqi.errors import DataError, SettingsError
@@ -25,27 +26,8 @@ from duiqi.types import Example, Message, Origin
 GOLDEN_SPLIT = [[3, 8], [2, 5, 7, 10], [1, 4, 6, 9]]
 """Of ten rows, 2,4,4 with seed 0: the lines of each part."""
 NOWHERE = Origin("nowhere")
-OF_EVERY_FORMAT: dict[str, list[dict[str, Any]]] = {
-    "alpaca": [
-        {"instruction": "问好", "input": "用英文", "output": " Hi!\n", "history": [["在吗", "在"]], "system": "简短"},
-        {"instruction": "再见", "output": ""},
-    ],
-    "comparison": [
-        {"instruction": "问好", "output": ["你好！", "嗯", "……"]},
-        {"instruction": "再见", "output": ["再见！", "去"], "margin": 0.5},
-    ],
-    "preference": [{"prompt": "问好", "chosen": "你好！", "rejected": "嗯", "margin": 1.5}],
-    "messages": [
-        {"messages": [{"role": "system", "content": "简短"}, {"role": "user", "content": "问好"},
-                      {"role": "assistant", "content": "你好！"}, {"role": "user", "content": "再见"},
-                      {"role": "assistant", "content": "再见！"}]},
-    ],
-    "sharegpt": [{"conversations": [{"from": "human", "value": "问好"}, {"from": "gpt", "value": "你好！"}]}],
-    "completion": [{"prompt": "问好", "completion": "你好！"}],
-    "hh_rlhf": [{"chosen": "\n\nHuman: hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: hi\n\nAssistant: Go away."}],
-    "prompt": [{"prompt": "问好"}, {"prompt": "再见"}],
-    "text": [{"text": "从前有座山。"}, {"text": "half an emoji \ud83d, and a line\u2028separator"}],
-}  # fmt: skip
+ODD = "half an emoji \ud83d, and a line\u2028separator"
+ODD_TEXT = ({"text": ODD}, "text", (Example("text", (), (ODD,), NOWHERE),))
 
 
 def read(path: Path) -> list[Example]:
@@ -55,14 +37,28 @@ def read(path: Path) -> list[Example]:
     return [replace(example, origin=NOWHERE) for example in found.examples]
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_rows_of_every_format_load_back_to_the_same_examples(name: str, tmp_path: Path) -> None:
-    examples = read(write(tmp_path / "rows.jsonl", OF_EVERY_FORMAT[name]))
-    shape = natural_shape(examples)
+@pytest.mark.parametrize(("row", "name", "examples"), [case for case in (*GOOD_ROWS, ODD_TEXT) if case[2]])
+def test_rows_of_every_format_load_back_to_the_same_examples(
+    row: dict[str, Any], name: str, examples: tuple[Example, ...], tmp_path: Path
+) -> None:
+    found = read(write(tmp_path / "rows.jsonl", [row]))
     target = tmp_path / "deep" / "again.jsonl"
-    assert write_rows(target, (record_of(example, shape) for example in examples)) == len(examples)
-    assert read(target) == examples
+    if len({example.kind for example in found}) > 1:
+        with pytest.raises(DataError, match="rows of different kinds"):
+            natural_shape(found)
+        return
+    shape = natural_shape(found)
+    assert write_rows(target, (record_of(example, shape) for example in found)) == len(found)
+    assert read(target) == found
     assert [path.name for path in target.parent.iterdir()] == ["again.jsonl"]
+    if len(examples) == 1:
+        assert found == [replace(examples[0], origin=NOWHERE)]
+    assert name in FORMATS
+
+
+def test_every_format_is_tried() -> None:
+    tried = {name for _, name, _ in GOOD_ROWS}
+    assert FORMATS.keys() - tried == {"oasst_messages", "hc3_prefer_human", "hc3_prefer_chatgpt", "single_round"}
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(lambda text: text.strip())

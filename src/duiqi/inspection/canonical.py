@@ -8,11 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from duiqi.data.loading import Need
 from duiqi.errors import DataError
 from duiqi.journal.files import writing
 from duiqi.types import Example, ExampleKind, Message
 
-Shape = Literal["messages", "alpaca", "preference", "comparison", "prompt", "text"]
+Shape = Literal["messages", "alpaca", "preference", "comparison", "feedback", "prompt", "text"]
+
+
+NEEDS: dict[Shape, Need] = {"preference": "ranking", "comparison": "ranking", "feedback": "feedback", "text": "text"}
+"""What is read of rows that are to be written in a format, where it is not everything."""
 
 
 def natural_shape(examples: Sequence[Example]) -> Shape:
@@ -25,13 +30,14 @@ def natural_shape(examples: Sequence[Example]) -> Shape:
     if kinds <= {"demonstration", "prompt"}:
         return "prompt" if kinds == {"prompt"} else "messages"
     if kinds == {"ranking"}:
-        return "preference" if all(len(example.answers) == 2 for example in examples) else "comparison"
-    if kinds == {"text"}:
-        return "text"
+        are_pairs = all(len(example.answers) == 2 for example in examples)
+        return "preference" if are_pairs and not any(example.scores for example in examples) else "comparison"
+    if kinds in ({"text"}, {"feedback"}):
+        return "text" if kinds == {"text"} else "feedback"
     raise DataError(
         f"found rows of different kinds ({', '.join(sorted(kinds))}), which no one format can hold",
         where=f"dataset: {examples[0].origin.dataset}",
-        remedy="convert the datasets one by one, or name a format with --to that all of them can be cut down to",
+        remedy="name the format with --to: comparison takes the rankings, messages the best answers",
     )
 
 
@@ -118,7 +124,12 @@ def _preference(example: Example) -> dict[str, Any]:
 
 
 def _comparison(example: Example) -> dict[str, Any]:
-    return {"prompt": _turns(example.prompt), "output": list(example.answers), **_margin(example)}
+    scores = {"scores": list(example.scores)} if example.scores else {}
+    return {"prompt": _turns(example.prompt), "output": list(example.answers), **scores, **_margin(example)}
+
+
+def _feedback(example: Example) -> dict[str, Any]:
+    return {"prompt": _turns(example.prompt), "completion": example.answers[0], "label": example.liked}
 
 
 def _prompt(example: Example) -> dict[str, Any]:
@@ -143,7 +154,8 @@ _ACCEPTED: dict[Shape, frozenset[ExampleKind]] = {
     "alpaca": _CONVERSATION,
     "preference": frozenset({"ranking"}),
     "comparison": frozenset({"ranking"}),
-    "prompt": _CONVERSATION,
+    "feedback": frozenset({"feedback"}),
+    "prompt": _CONVERSATION | {"feedback"},
     "text": frozenset({"text"}),
 }
 _RECORDS: dict[Shape, Callable[[Example], dict[str, Any]]] = {
@@ -151,6 +163,7 @@ _RECORDS: dict[Shape, Callable[[Example], dict[str, Any]]] = {
     "alpaca": _alpaca,
     "preference": _preference,
     "comparison": _comparison,
+    "feedback": _feedback,
     "prompt": _prompt,
     "text": _text,
 }
