@@ -297,6 +297,8 @@ class TestReadingACommand:
             ("python src/export_model.py", "duiqi export RUN"),
             ("llamafactory-cli webui", "duiqi train RECIPE.yaml"),
             ("python src/train_rn.py", "did you mean train_rm.py"),
+            ("bash scripts/train_policy_model.sh", "the commands that stand in it"),
+            ("./scripts/train_policy_model.sh", "the commands that stand in it"),
         ],
     )
     def test_other_scripts_are_refused_with_what_to_use(self, command: str, instead: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from duiqi.errors import SettingsError
-from duiqi.legacy.rules import OFF, Rule
+from duiqi.legacy.rules import OFF, ON, Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,15 @@ class Old:
         return next((self.get(name) for name in (*self.says(*names), *names) if self.get(name)), "")
 
     def is_on(self, name: str) -> bool:
-        """Whether a switch is on."""
-        return self.get(name).lower() not in OFF
+        """Whether a switch is on.
+
+        Raises:
+            SettingsError: It is neither on nor off.
+        """
+        value = self.get(name).lower()
+        if value not in (*ON, *OFF):
+            raise SettingsError(f"expected true or false, found {self.get(name)!r}", where=f"--{name}")
+        return value in ON
 
     def count(self, name: str, otherwise: int = 1) -> int:
         """A flag as a whole number.

@@ -55,6 +55,9 @@ def read_command(words: Sequence[str]) -> OldCommand:
             remedy="write the old command behind --: duiqi legacy -- python src/train_rm.py --do_train ...",
         )
     script, *rest = rest
+    if script in ("bash", "sh") or script.endswith(".sh"):
+        remedy = "give the commands that stand in it, one by one"
+        raise SettingsError("a script of the shell is not read", where="command line", remedy=remedy)
     if script in _CLIS and rest:
         script = f"{script} {rest.pop(0)}"
     flags, positionals = _read_flags(rest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+ON = ("true", "yes", "on", "1")
 OFF = ("false", "no", "off", "none", "null", "0", "0.0", "")
 """Values with which most flags ask for nothing."""
 

@@ -11,6 +11,7 @@ from duiqi.errors import SettingsError, did_you_mean
 from duiqi.legacy.answering import SETTINGS_OF
 from duiqi.legacy.dialect import Dialect, Line, Old, Trouble
 from duiqi.legacy.rules import Becomes, NoEffect, Pending, Refused, Together
+from duiqi.settings.checking import read_value
 from duiqi.settings.conditions import first_unmet
 from duiqi.settings.describe import SettingInfo, known_settings
 from duiqi.settings.recipe import Given
@@ -185,8 +186,9 @@ def _settled(lines: Sequence[Line], command: str, known: Mapping[str, SettingInf
     """The lines without settings that this command does not have, that nothing depends on, or that say its default."""
     lines = [_whole(line, known) for line in lines]
     final = {line.setting: line for line in lines if line.setting in known}
-    values = {name: _default(setting) for name, setting in known.items()}
-    values |= {name: _value(line.value) for name, line in final.items()}
+    of_stage = {name: setting for name, setting in known.items() if setting is not None}
+    values = {name: setting.default for name, setting in of_stage.items()}
+    values |= {name: _value(line.value, of_stage[name]) for name, line in final.items() if name in of_stage}
     for line in lines:
         if not line.setting:
             yield line
@@ -200,7 +202,7 @@ def _settled(lines: Sequence[Line], command: str, known: Mapping[str, SettingInf
             if line.flags:
                 reason = condition.reason or f"it acts only with {condition.words}"
                 yield Line(line.flags, note=f"no effect here: {reason}")
-        elif line.flags or _value(line.value) != _default(known[line.setting]):
+        elif line.flags or line.setting not in of_stage or values[line.setting] != of_stage[line.setting].default:
             yield line
 
 
@@ -212,20 +214,9 @@ def _whole(line: Line, known: Mapping[str, SettingInfo | None]) -> Line:
     return line
 
 
-def _default(setting: SettingInfo | None) -> object:
-    return None if setting is None else setting.default
-
-
-def _value(text: str) -> object:
-    """A value as conditions compare it: numbers and switches as such."""
-    small = text.lower()
-    if small in ("true", "yes", "on"):
-        return True
-    if small in ("false", "no", "off"):
-        return False
-    if small in ("none", "null"):
-        return None
+def _value(text: str, setting: SettingInfo) -> object:
+    """A value as conditions compare it; what the setting cannot be, and is refused as later, counts as its default."""
     try:
-        return float(text)
+        return read_value(text, setting)
     except ValueError:
-        return text
+        return setting.default
