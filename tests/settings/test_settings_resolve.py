@@ -450,7 +450,7 @@ class TestKnownSettings:
 
     def test_names_are_unique_over_all_groups(self) -> None:
         classes = [value for name, value in vars(groups).items() if name.endswith("Settings")]
-        assert len(classes) == 20
+        assert len(classes) == 21
         names = [field.name for group in classes for field in fields(group)]
         assert len(names) == len(set(names))
 
@@ -466,7 +466,7 @@ class TestKnownSettings:
 
     def test_every_setting_is_read_somewhere(self) -> None:
         known = {setting.name for stage in STAGES for setting in known_settings(stage)}
-        assert len(known) == 134
+        assert len(known) == 136
         sources = [path for path in SOURCE.rglob("*.py") if path.parent.name != "settings"]
         read = {
             node.attr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -115,10 +115,22 @@ def load_examples(
         fingerprints = tuple(FileFingerprint(file.path, file.sha256, len(file.rows)) for file in files)
         reports.append(DatasetReport(spec.name, format_name, len(rows), len(taken), fingerprints, tuple(notes)))
     if len(rejects) > max_bad_rows:
-        _refuse(rejects)
+        refuse_rows(rejects)
     if not examples:
         raise DataError("no row can be used", where=f"dataset: {','.join(spec.name for spec in specs)}")
     return LoadedData(examples, LoadReport(tuple(reports), tuple(rejects)))
+
+
+def converter(
+    source: DatasetSource, first: Sequence[Row | BadRow], need: Need
+) -> tuple[str, Callable[[Row | BadRow], Iterator[Example | BadRow]]]:
+    """The format of a dataset, told from its first good row, and what makes examples of one row.
+
+    Raises:
+        DataError: It is of the wrong kind, or of no known format.
+    """
+    name = _format_of(first, source, need)
+    return name, lambda row: _convert_rows([row], source, name, need)
 
 
 def split_validation(examples: Sequence[Example], val_size: float, *, seed: int) -> tuple[list[Example], list[Example]]:
@@ -173,7 +185,7 @@ def _format_of(rows: Sequence[Row | BadRow], source: DatasetSource, need: Need) 
     """The format of a dataset, told from its first good row, after checking that it can give what is needed."""
     first = next((row for row in rows if isinstance(row, Row)), None)
     if first is None:
-        _refuse([row for row in rows if isinstance(row, BadRow)])
+        refuse_rows([row for row in rows if isinstance(row, BadRow)])
     origin = Origin(source.name, first.file, first.line)
     fields = first.fields
     if source.column_map is not None:
@@ -231,7 +243,12 @@ def _sample(examples: list[Example], cap: int | None, seed: str) -> list[Example
     return [examples[index] for index in sorted(random.Random(seed).sample(range(len(examples)), cap))]
 
 
-def _refuse(rejects: Sequence[BadRow]) -> NoReturn:
+def refuse_rows(rejects: Sequence[BadRow]) -> NoReturn:
+    """Refuse malformed rows, of which there are more than may be skipped.
+
+    Raises:
+        DataError: Always; the first is described.
+    """
     count = f"{len(rejects)} malformed rows" if len(rejects) > 1 else "malformed row"
     raise DataError(
         rejects[0].reason,

@@ -27,7 +27,6 @@ from duiqi.data.registry import parse_dataset_spec, resolve
 from duiqi.data.templates import Template
 from duiqi.journal.files import MIB
 from duiqi.journal.run import Run
-from duiqi.packing.batch import Family
 from duiqi.settings.groups import CacheSettings, DataSettings
 from duiqi.stages.materials import Examples, encoding_notes, files_read, read_rows, record_data, rejected_rows
 from duiqi.types import Example
@@ -141,11 +140,6 @@ def prepare_rankings(
     first = describe_first(prepared.train.items[0].sequence(0), tokenizer)
     prepared.notes.extend([*encoding_notes(prepared.train.report), f"first row, its best answer in ⟦⟧: {first}"])
     return prepared
-
-
-def families_of(data: EncodedData[EncodedSequence] | None) -> list[Family]:
-    """The rows as packing takes them; nothing where there are none."""
-    return [] if data is None else [item.family for item in data.items]
 
 
 def prepare(
