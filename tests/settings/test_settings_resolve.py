@@ -452,7 +452,7 @@ class TestKnownSettings:
 
     def test_names_are_unique_over_all_groups(self) -> None:
         classes = [value for name, value in vars(groups).items() if name.endswith("Settings")]
-        assert len(classes) == 20
+        assert len(classes) == 21
         names = [field.name for group in classes for field in fields(group)]
         assert len(names) == len(set(names))
 
@@ -468,7 +468,7 @@ class TestKnownSettings:
 
     def test_every_setting_is_read_somewhere(self) -> None:
         known = {setting.name for stage in STAGES for setting in known_settings(stage)}
-        assert len(known) == 138
+        assert len(known) == 140
         sources = [path for path in SOURCE.rglob("*.py") if path.parent.name != "settings"]
         read = {
             node.attr

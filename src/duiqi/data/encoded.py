@@ -201,15 +201,19 @@ def pack_text(
     """
     stream = array(TOKEN)
     for start in range(0, len(texts), ROWS_AT_ONCE):
-        for ids in tokenizer(list(texts[start : start + ROWS_AT_ONCE]), verbose=False)["input_ids"]:
+        for ids in document_ids(texts[start : start + ROWS_AT_ONCE], tokenizer):
             stream.extend(ids)
-            if ids[-1:] != [tokenizer.eos_token_id]:
-                stream.append(tokenizer.eos_token_id)
     writer = SequenceWriter()
     for start in range(0, len(stream) - 1, block_size):
         block = stream[start : start + block_size].tolist()
         writer.add(EncodedSequence(block, [True] * len(block), prompt_length=0))
     return writer.rows()
+
+
+def document_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """The token ids of each document, ended by EOS."""
+    for ids in tokenizer(list(texts), verbose=False)["input_ids"]:
+        yield ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
 
 
 def _encode_by_batch(

@@ -59,8 +59,8 @@ class JsonWindow:
                 raise self.broken(f"the JSON of this row breaks off: {error.msg}") from None
             except (ValueError, RecursionError) as error:
                 raise self.broken(f"the JSON cannot be read: {error}") from None
-            if end == len(self._text) and self._read_on():
-                continue  # a number may go on
+            if isinstance(value, int | float) and len(self._text) - end < len("e+1") and self._read_on():
+                continue  # the number may go on
             self.line += self._text.count("\n", self._place, end)
             self._place = end
             return value

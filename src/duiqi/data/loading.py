@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NoReturn
 
 from duiqi.data.formats import FORMATS, convert, recognise_format
 from duiqi.data.hub import read_hub
-from duiqi.data.reading import BadRow, Row, SourceFile, list_files, read_file
+from duiqi.data.reading import BadRow, Row, SourceFile, read_file
 from duiqi.data.registry import DatasetSource, DatasetSpec, resolve
 from duiqi.errors import DataError
 from duiqi.types import Example, ExampleKind, Message, Origin
@@ -109,9 +109,7 @@ def load_examples(
     reports: list[DatasetReport] = []
     rejects: list[BadRow] = []
     for spec in specs:
-        source = resolve(spec.name, dataset_dir, format_name=spec.format)
-        if need == "text" and source.column_map is not None:
-            source = replace(source, column_map=source.column_map.for_text())
+        source = source_of(spec, dataset_dir, need)
         files, notes = _read(source)
         rows = [row for file in files for row in file.rows]
         form = _format_of(rows, source, need)
@@ -135,10 +133,48 @@ def load_examples(
             )
         )
     if len(rejects) > max_bad_rows:
-        _refuse(rejects)
+        refuse_rows(rejects)
     if not examples:
         raise DataError("no row can be used", where=f"dataset: {','.join(spec.name for spec in specs)}")
     return LoadedData(examples, LoadReport(tuple(reports), tuple(rejects)))
+
+
+def source_of(spec: DatasetSpec, dataset_dir: str | Path, need: Need) -> DatasetSource:
+    """Where a dataset lies and how its rows are read for what a stage needs.
+
+    Raises:
+        DataError: Nothing has that name, or its entry cannot be read.
+    """
+    source = resolve(spec.name, dataset_dir, format_name=spec.format)
+    if need == "text" and source.column_map is not None:
+        return replace(source, column_map=source.column_map.for_text())
+    return source
+
+
+def converter(
+    source: DatasetSource, first: Sequence[Row | BadRow], need: Need
+) -> tuple[str, Callable[[Row | BadRow], Iterator[Example | BadRow]]]:
+    """The format of a dataset, told from its first good row, and what makes examples of one row.
+
+    Raises:
+        DataError: It is of the wrong kind, of no known format, or of one in which an example takes several rows.
+    """
+    name = _format_of(first, source, need)
+    if FORMATS[name].gather is not None:
+        raise DataError(
+            f"in {name} rows that lie anywhere belong together, so all must be read before the first example",
+            where=f"dataset: {source.name}",
+            remedy="leave streaming out, or write the data as trees or conversations first: duiqi data convert",
+        )
+
+    def examples_of(row: Row | BadRow) -> Iterator[Example | BadRow]:
+        for outcome in _convert_rows([row], source, name, need):
+            if isinstance(outcome, BadRow):
+                yield outcome
+            else:
+                yield from outcome
+
+    return name, examples_of
 
 
 def split_validation(examples: Sequence[Example], val_size: float, *, seed: int) -> tuple[list[Example], list[Example]]:
@@ -180,22 +216,19 @@ def _read(source: DatasetSource) -> tuple[list[SourceFile], list[str]]:
         contents = "\n".join(json.dumps(row, ensure_ascii=False, sort_keys=True, default=str) for row in fields)
         rows = tuple(Row(row, f"hub:{hub.name}", number) for number, row in enumerate(fields, start=1))
         return [SourceFile(f"hub:{hub.name}", hashlib.sha256(contents.encode()).hexdigest(), rows)], []
-    if source.files:
-        return [read_file(path) for path in source.files], []
-    assert source.path is not None, "a source has a path or files, or lies on the hub"
     notes = []
-    if source.sha1 and source.path.is_file():
+    if source.sha1 and source.path is not None and source.path.is_file():
         found = hashlib.sha1(source.path.read_bytes()).hexdigest()
         if found != source.sha1:
             notes.append(f"warning: {source.path} has sha1 {found}, but dataset_info.json says {source.sha1}")
-    return [read_file(path) for path in list_files(source.path)], notes
+    return [read_file(path) for path in source.local_files()], notes
 
 
 def _format_of(rows: Sequence[Row | BadRow], source: DatasetSource, need: Need) -> str:
     """The format of a dataset, as it is named or its first good row tells it, if it can give what is needed."""
     first = next((row for row in rows if isinstance(row, Row)), None)
     if first is None:
-        _refuse([row for row in rows if isinstance(row, BadRow)])
+        refuse_rows([row for row in rows if isinstance(row, BadRow)])
     origin = Origin(source.name, first.file, first.line)
     fields = first.fields
     if source.column_map is not None:
@@ -271,7 +304,12 @@ def _sample(examples: list[Example], cap: int | None, seed: str) -> list[Example
     return [examples[index] for index in sorted(random.Random(seed).sample(range(len(examples)), cap))]
 
 
-def _refuse(rejects: Sequence[BadRow]) -> NoReturn:
+def refuse_rows(rejects: Sequence[BadRow]) -> NoReturn:
+    """Refuse malformed rows, of which there are more than may be skipped.
+
+    Raises:
+        DataError: Always; the first is described.
+    """
     count = f"{len(rejects)} malformed rows" if len(rejects) > 1 else "malformed row"
     raise DataError(
         rejects[0].reason,

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict  # pydantic reads typing's from Python 3
 
 from duiqi.data.column_map import ColumnMap, read_column_map
 from duiqi.data.formats import named_format
-from duiqi.data.reading import decode, describe
+from duiqi.data.reading import decode, describe, list_files
 from duiqi.data.script_sets import SCRIPT_SETS, script_files, script_name
 from duiqi.errors import DataError, did_you_mean
 from duiqi.journal.checksums import is_inside
@@ -94,6 +94,14 @@ class DatasetSource:
     sha1: str | None = None
     format_name: str | None = None
     """The format of the rows, where their columns are not to tell it."""
+
+    def local_files(self) -> list[Path]:
+        """Its files, in the order in which they are read; none of a dataset on the hub.
+
+        Raises:
+            DataError: Nothing is at its path, or nothing that can be read.
+        """
+        return list(self.files) if self.path is None else list_files(self.path)
 
 
 def parse_dataset_spec(text: str) -> list[DatasetSpec]:

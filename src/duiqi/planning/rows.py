@@ -19,6 +19,7 @@ from duiqi.packing.batch import Family
 from duiqi.packing.budget import deal
 from duiqi.settings.stages import DPOConfig, PPOConfig, PretrainConfig, RewardModelConfig, SFTConfig, StageConfig
 from duiqi.stages.dpo import data_need
+from duiqi.stages.learning_rows import open_stream
 from duiqi.stages.materials import count_steps, make_budget, make_template, make_tokenizer, read_rows
 from duiqi.stages.reward_model import with_negatives
 from duiqi.stages.start import Start
@@ -79,6 +80,8 @@ def count_rows(config: StageConfig, start: Start) -> Rows:
     Raises:
         UserError: Data, tokenizer or template are missing or do not fit.
     """
+    if isinstance(config, SFTConfig | PretrainConfig) and config.stream.streaming:
+        return _count_streamed(config, start)
     need = data_need(config) if isinstance(config, DPOConfig) else NEEDS[type(config)]
     examples, _ = read_rows(config.data, need, seed=config.optimizer.seed)
     if isinstance(config, RewardModelConfig):
@@ -103,6 +106,23 @@ def count_rows(config: StageConfig, start: Start) -> Rows:
         is_complete=is_complete,
         per_step=per_step,
         total_steps=count_steps(num_rows, per_step, config.optimizer),
+        seed=config.optimizer.seed,
+        tokenizer=tokenizer,
+    )
+
+
+def _count_streamed(config: SFTConfig | PretrainConfig, start: Start) -> Rows:
+    """The rows of a run that does not know them all: the sample is what the stream gives first."""
+    tokenizer = make_tokenizer(config.model, start)
+    families = _encoded(config, open_stream(config, NEEDS[type(config)]).take(SAMPLE), tokenizer, start)
+    per_step = config.batch.per_device_train_batch_size * config.batch.gradient_accumulation_steps
+    return Rows(
+        num_rows=config.optimizer.max_steps * per_step,
+        num_held_out=0,
+        families=families,
+        is_complete=False,
+        per_step=per_step,
+        total_steps=config.optimizer.max_steps,
         seed=config.optimizer.seed,
         tokenizer=tokenizer,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from duiqi.settings.groups import TrackerName
@@ -93,6 +93,10 @@ _WHOLE_AND_STILL = (
 _EVALUATION = Condition(
     ("eval_dataset", "val_size"), bool, "eval_dataset or val_size", reason="there is nothing to evaluate on"
 )
+_NOT_FEEDBACK = Condition(
+    ("pref_loss",), lambda value: value != "kto", "another pref_loss than kto", reason="its rows are not kept"
+)
+_NOT_STREAMED = replace(_off("streaming"), reason="not all rows are known", is_in_help=False)
 _A_TRACKER = Condition(
     ("report_to",),
     lambda value: value != NO_NAMES,
@@ -134,8 +138,11 @@ ONLY_WITH: dict[str, tuple[Condition, ...]] = {
     "create_new_adapter": (_one_of("finetuning_type", "lora", "freeze", "p_tuning"),),
     "train_from_scratch": (_one_of("finetuning_type", "full"),),
     **dict.fromkeys(("eval_steps", "load_best_model_at_end", "num_eval_samples", "second_opinion"), (_EVALUATION,)),
-    "mix_strategy": (_SEVERAL_DATASETS,),
+    "mix_strategy": (_NOT_STREAMED, _SEVERAL_DATASETS),
     "interleave_probs": (_one_of("mix_strategy", "interleave_under", "interleave_over"),),
+    **dict.fromkeys(("val_size", "max_samples", "num_train_epochs"), (_NOT_STREAMED,)),
+    **dict.fromkeys(("overwrite_cache", "data_cache_dir"), (_NOT_STREAMED, _NOT_FEEDBACK)),
+    "buffer_size": (_true("streaming"),),
     "save_keep_every": (
         _above("save_steps", 0),
         Condition(

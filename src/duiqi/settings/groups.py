@@ -129,6 +129,16 @@ class CacheSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
+class StreamSettings:
+    """Streaming"""
+
+    streaming: bool = False
+    """Read the data as they are needed, for those that do not fit in memory; max_steps says when to stop."""
+    buffer_size: Positive = 16384
+    """Rows among which the next one is drawn."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
 class PromptSettings:
     """Prompts"""
 

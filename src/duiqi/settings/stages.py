@@ -25,6 +25,7 @@ from duiqi.settings.groups import (
     SamplingSettings,
     ScoreSettings,
     ScratchSettings,
+    StreamSettings,
     TuningSettings,
     WatchSettings,
 )
@@ -41,6 +42,7 @@ class PretrainConfig:
     tuning: TuningSettings
     data: DataSettings
     cache: CacheSettings
+    stream: StreamSettings
     optimizer: OptimizerSettings
     batch: BatchSettings
     run: RunSettings
@@ -54,6 +56,7 @@ class SFTConfig:
     tuning: TuningSettings
     data: DataSettings
     cache: CacheSettings
+    stream: StreamSettings
     prompt: PromptSettings
     answer: AnswerSettings
     history: HistorySettings

@@ -22,12 +22,10 @@ from duiqi.data.encoded import (
 )
 from duiqi.data.encoding import EncodedRanking, EncodedSequence, TokenBudget, TrainOn, describe_first
 from duiqi.data.loading import Need
-from duiqi.data.reading import list_files
-from duiqi.data.registry import parse_dataset_spec, resolve
+from duiqi.data.registry import DatasetSource, DatasetSpec, parse_dataset_spec, resolve
 from duiqi.data.templates import Template
 from duiqi.journal.files import MIB
 from duiqi.journal.run import Run
-from duiqi.packing.batch import Family
 from duiqi.settings.groups import CacheSettings, DataSettings
 from duiqi.stages.materials import Examples, encoding_notes, files_read, read_rows, record_data, rejected_rows
 from duiqi.types import Example
@@ -143,11 +141,6 @@ def prepare_rankings(
     return prepared
 
 
-def families_of(data: EncodedData[EncodedSequence] | None) -> list[Family]:
-    """The rows as packing takes them; nothing where there are none."""
-    return [] if data is None else [item.family for item in data.items]
-
-
 def prepare(
     data: DataSettings, cache: CacheSettings, journal: Run, work: Work[EncodedT], *, seed: int
 ) -> Prepared[EncodedT]:
@@ -156,14 +149,13 @@ def prepare(
     Raises:
         DataError: As `read_rows`, or what `encode` raises.
     """
-    files = _files_worth_keeping(data)
+    sources = _sources(data)
+    files = _files_worth_keeping(sources)
     if not files:
         return _prepare_anew(data, journal, work, seed=seed)[0]
     store = RowCache(Path(cache.data_cache_dir) if cache.data_cache_dir else cache_home() / "rows")
     sums = {str(path): sha256_of(path) for path in files}
-    key = cache_key(
-        files=sums, sources=_sources(data), settings=data, need=work.need, seed=seed, depends_on=work.depends_on()
-    )
+    key = cache_key(files=sums, sources=sources, settings=data, need=work.need, seed=seed, depends_on=work.depends_on())
     damage = ""
     if not cache.overwrite_cache:
         entry, damage = store.find(key)
@@ -217,17 +209,15 @@ def _columns(prepared: Prepared[EncodedT]) -> dict[str, Columns]:
     return found
 
 
-def _sources(data: DataSettings) -> list[object]:
+def _sources(data: DataSettings) -> list[tuple[DatasetSpec, DatasetSource]]:
     """Where the datasets lie and how they are read, as the registry says."""
     specs = [*parse_dataset_spec(data.dataset), *(parse_dataset_spec(data.eval_dataset) if data.eval_dataset else ())]
-    return [(spec, resolve(spec.name, data.dataset_dir)) for spec in specs]
+    return [(spec, resolve(spec.name, data.dataset_dir, format_name=spec.format)) for spec in specs]
 
 
-def _files_worth_keeping(data: DataSettings) -> list[Path]:
+def _files_worth_keeping(sources: Sequence[tuple[DatasetSpec, DatasetSource]]) -> list[Path]:
     """All files of the datasets; none where they are small, or where one is on the hub."""
-    specs = [*parse_dataset_spec(data.dataset), *(parse_dataset_spec(data.eval_dataset) if data.eval_dataset else ())]
-    paths = [resolve(spec.name, data.dataset_dir).path for spec in specs]
-    files = [file for path in paths if path is not None for file in list_files(path)]
-    if None in paths or sum(file.stat().st_size for file in files) < KEPT_FROM_BYTES:
+    files = [file for _, source in sources for file in source.local_files()]
+    if any(source.hub for _, source in sources) or sum(file.stat().st_size for file in files) < KEPT_FROM_BYTES:
         return []
     return files

@@ -7,18 +7,25 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from duiqi.algorithms.loss import Loss, WeightedSum
-from duiqi.data.order import BatchPlan
 from duiqi.training.learner import Learner
 from duiqi.training.session import Session
 
 Batch = TypeVar("Batch")
+RowT = TypeVar("RowT")
+Row_co = TypeVar("Row_co", covariant=True)
+
+
+class Order(Protocol[Row_co]):
+    """Which rows every step sees; steps are asked for one after the other, from 0 or from where a run goes on."""
+
+    def rows(self, step: int) -> Sequence[Row_co]: ...
 
 
 def fit(
     session: Session,
     learner: Learner,
-    plan: BatchPlan,
-    micro_batches: Callable[[Sequence[int], int], Iterable[Batch]],
+    plan: Order[RowT],
+    micro_batches: Callable[[Sequence[RowT], int], Iterable[Batch]],
     loss_fn: Callable[[Batch], Loss],
     *,
     watch: Watcher | None = None,
