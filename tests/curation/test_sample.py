@@ -138,12 +138,10 @@ def test_asked_to_stop_it_keeps_what_is_there_and_says_how_to_go_on(
         os.kill(os.getpid(), signal.SIGTERM)
         return draw(*args, **keywords)
 
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(Interrupted, match="2 of 5 prompts are answered and kept") as caught,
-    ):
-        patch.setattr(duiqi.curation.sample, "draw_group", draw_and_stop)
+    monkeypatch.setattr(duiqi.curation.sample, "draw_group", draw_and_stop)
+    with pytest.raises(Interrupted, match="2 of 5 prompts are answered and kept") as caught:
         sample(workshop, prompts, parts)
+    monkeypatch.setattr(duiqi.curation.sample, "draw_group", draw)
     assert caught.value.exit_code == 0
     sample(workshop, prompts, parts)
     assert parts.read_bytes() == whole.read_bytes()
@@ -214,6 +212,11 @@ def test_the_same_answer_twice_is_marked_or_drawn_again(workshop: Workshop, prom
 def test_several_answers_without_randomness_are_refused(workshop: Workshop, prompts: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="temperature: 0 gives the same answer 2 times"):
         sample_file(workshop.sft, prompts, str(tmp_path / "a.jsonl"), num_answers=2, sampling=Sampling(temperature=0.0))
+
+
+def test_drawing_a_single_answer_again_is_refused(workshop: Workshop, prompts: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="duplicates: has no effect with num_answers=1"):
+        sample(workshop, prompts, tmp_path / "a.jsonl", num_answers=1, duplicates="redraw")
 
 
 def test_the_output_must_be_readable_again(workshop: Workshop, prompts: str, tmp_path: Path) -> None:
