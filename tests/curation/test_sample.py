@@ -123,7 +123,7 @@ def test_killed_it_goes_on_to_the_same_file(workshop: Workshop, tmp_path: Path) 
     report = sample_file(workshop.sft, prompts, str(parts), num_answers=4, sampling=sampling, **here)  # type: ignore[arg-type]
     sample_file(workshop.sft, prompts, str(whole), num_answers=4, sampling=sampling, **here)  # type: ignore[arg-type]
     assert parts.read_bytes() == whole.read_bytes()
-    assert report.kept == kept >= 32
+    assert report.kept == kept > 0
 
 
 @pytest.mark.usefixtures("small_groups")
