@@ -85,6 +85,7 @@ def test_the_server_says_how_long_to_wait_in_seconds_or_as_a_date() -> None:
 def test_a_connection_that_breaks_is_worth_another_try(mishap: Mishap) -> None:
     trouble = refusal(mishap)
     assert trouble.passes
+    assert trouble.reason.startswith("the connection failed (")
     assert trouble.usage is None  # it may have been charged
 
 

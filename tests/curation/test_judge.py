@@ -220,6 +220,14 @@ def test_a_finished_file_is_not_made_again_and_no_other_settings_may_touch_it(
     assert (tmp_path / "judged.jsonl").read_bytes() == contents
 
 
+def test_other_rows_under_the_same_name_are_refused(tmp_path: Path, named: Named, capsys: Any) -> None:
+    with stand_in(prefers_longer) as server:
+        named(server)
+        judge(tmp_path, [sampled("甲", "乙乙")])
+        assert judge(tmp_path, [sampled("甲", "丙丙丙")])[0] == 2
+    assert "rows was '" in capsys.readouterr().err
+
+
 def test_a_cap_leaves_a_file_of_what_it_bought(tmp_path: Path, named: Named, capsys: Any) -> None:
     rows = [sampled("甲", "乙乙", prompt=f"第{number}题") for number in range(6)]
     with stand_in(prefers_longer) as server:

@@ -235,6 +235,7 @@ class TestByLabels:
         (["--by", "scores", "--reward_model", "x"], "reward_model: has no effect with by=scores"),
         (["--by", "reward_model"], "reward_model: required, but not given"),
         (["--by", "labels"], "labels: required, but not given"),
+        (["--by", "scores", "--drop_unfinished"], "drop_unfinished: has no effect"),
         (["--by", "reference", "--min_gap", "1"], "min_gap: has no effect with by=reference"),
     ],
 )

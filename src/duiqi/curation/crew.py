@@ -60,7 +60,7 @@ class Effort:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered(Generic[Answer]):
+class Settled(Generic[Answer]):
     """A question that got its answer."""
 
     answer: Answer
@@ -86,7 +86,7 @@ class Crew(Generic[Answer]):
         self._ended = threading.Event()
         self._not_before = 0.0
         self._told: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
-        self.settled: dict[str, Answered[Answer] | str] = {}
+        self.settled: dict[str, Settled[Answer] | str] = {}
         self.retries = 0
         self.is_capped = False
 
@@ -145,7 +145,7 @@ class Crew(Generic[Answer]):
         finally:
             self._told.put(None)
 
-    def _settle(self, key: str, effort: Effort) -> Answered[Answer] | str:
+    def _settle(self, key: str, effort: Effort) -> Settled[Answer] | str:
         """The answer to a question, or the last reason why there is none."""
         question, taken = self._questions[key], Usage()
         body = question.body
@@ -165,7 +165,7 @@ class Crew(Generic[Answer]):
                 failures += 1
             else:
                 self._paid.keep(key, Paid(reply.text, taken))
-                return Answered(answer)
+                return Settled(answer)
             if not passes or failures > effort.max_retries or busy > effort.max_retries * BUSY_PER_RETRY:
                 return reason
             self._wait(failures + busy, asked, reason)

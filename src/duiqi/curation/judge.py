@@ -16,7 +16,7 @@ from typing import Any, Literal
 from duiqi.curation.answered import Answered, read_answered
 from duiqi.curation.asking import Question, ask_all
 from duiqi.curation.bureau import Bureau, Made, close
-from duiqi.curation.place import making
+from duiqi.curation.place import digest, making
 from duiqi.curation.rubric import (
     RUBRICS,
     Language,
@@ -118,8 +118,7 @@ def judge_file(
     """
     rows = read_answered(file)[:max_samples]
     settings = {
-        "file": file,
-        "max_samples": max_samples,
+        "rows": digest([row.row() for row in rows])[:16],
         "method": method,
         "rubric": rubric and read_rubric(rubric, "en"),
         "language": language,

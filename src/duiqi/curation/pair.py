@@ -78,6 +78,10 @@ def pair_file(
     _check(by, reward_model=reward_model, labels=labels, min_gap=min_gap)
     target = new_rows_file(output_file)
     rows = read_answered(file)
+    if drop_unfinished and not any(row.finished for row in rows):
+        raise SettingsError(
+            f"has no effect: {file} does not say which answers were cut", where="drop_unfinished", remedy="remove it"
+        )
     report = PairReport(prompts=len(rows))
     if by == "labels" and labels is not None:
         rows = with_labels(rows, Path(labels))

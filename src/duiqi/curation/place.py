@@ -44,7 +44,7 @@ class Place:
 
     @property
     def identity(self) -> str:
-        """Twelve letters that stand for command and settings."""
+        """Twelve hexadecimal digits that stand for command and settings."""
         return digest({"command": self.command, "settings": self.settings})[:12]
 
     def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:

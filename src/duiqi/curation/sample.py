@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from duiqi.curation.answered import Answered, as_dicts
@@ -15,7 +16,7 @@ from duiqi.curation.place import Place, digest, making
 from duiqi.errors import Interrupted, SettingsError
 from duiqi.evaluation.exam_file import weights_digest
 from duiqi.journal.lines import JsonLines, read_lines
-from duiqi.models.loading import locate
+from duiqi.models.loading import Located, locate
 from duiqi.serving.files import read_conversations
 from duiqi.serving.progress import tracked
 from duiqi.serving.speaker import Speaker, open_speaker
@@ -84,11 +85,12 @@ def sample_file(
         raise SettingsError(
             f"0 gives the same answer {num_answers} times", where="temperature", remedy="set it above 0, such as 1"
         )
+    if duplicates == "redraw" and num_answers == 1:
+        raise SettingsError("has no effect with num_answers=1", where="duplicates", remedy="remove it")
     examples = read_conversations(file, max_samples=max_samples, dataset_dir=dataset_dir)
-    where = locate(model)
     settings: dict[str, Any] = {
         "model": model,
-        "weights": weights_digest(where.leaf)[:16],
+        "weights": _weights(locate(model))[:16],
         "prompts": digest([as_dicts(example.prompt) for example in examples])[:16],
         "num_answers": num_answers,
         "duplicates": duplicates,
@@ -190,6 +192,17 @@ def repeated(answers: Sequence[Rollout]) -> list[int]:
     """The places of answers that say what an earlier one says, but for spaces around it."""
     said = [rollout.answer.strip() for rollout in answers]
     return [place for place, text in enumerate(said) if text in said[:place]]
+
+
+def _weights(where: Located) -> str:
+    """What tells an adapter or a model from another one at the same place.
+
+    A whole model is told by the sizes of its files: to read them all would take minutes.
+    """
+    if where.adapter is not None:
+        return weights_digest(where.leaf)
+    files = [path for path in Path(where.base).expanduser().glob("*") if path.is_file()]
+    return digest(sorted((path.name, path.stat().st_size) for path in files))
 
 
 def _report(rows: Sequence[dict[str, Any]], *, kept: int) -> SampleReport:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from duiqi.curation.asking import Question, ask_all
 from duiqi.curation.bureau import Bureau, Made, close
 from duiqi.curation.crew import Malformed
-from duiqi.curation.place import making
+from duiqi.curation.place import digest, making
 from duiqi.curation.texts import FIELDS, texts_of, with_texts
 from duiqi.data.reading import BadRow, Row, list_files, read_file
 from duiqi.errors import DataError, Interrupted, SettingsError, did_you_mean
@@ -145,8 +145,7 @@ def translate_file(
     rows = _rows(file)[:max_samples]
     columns = _columns(fields, rows, file)
     settings = {
-        "file": file,
-        "max_samples": max_samples,
+        "rows": digest([row.fields for row in rows])[:16],
         "to": to,
         "instruction": instruction,
         "fields": fields,
@@ -176,7 +175,9 @@ def translate_file(
             for number, row in enumerate(rows)
             if all(answers[number, path] is not None for path in wanted[number])
         ]
-        failures = [{"where": f"{file}:{rows[n].line}", "reason": reason} for n, reason in sorted(reasons.items())]
+        failures = [
+            {"where": f"{rows[n].file}:{rows[n].line}", "reason": reason} for n, reason in sorted(reasons.items())
+        ]
         found = sum(len(of_row) for of_row in texts)
         spared = f"{found - len(asked)} of {found} texts needed no translation"
         lines = [f"{len(written)} of {len(rows)} rows translated; {spared}", *bureau.lines(outcome.account)]
