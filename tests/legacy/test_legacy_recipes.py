@@ -276,6 +276,14 @@ class TestInline:
         with pytest.raises(SettingsError, match=said):
             self.modern("sft", **{flag: value})
 
+    def test_what_acts_only_beside_a_setting_of_our_own_acts(self) -> None:
+        found = self.modern("sft", val_size="0.1", evaluation_strategy="steps", eval_steps="5", save_strategy="no")
+        assert found == {"val_size": "0.1", "eval_steps": "5", "save_steps": "0"}
+
+    def test_an_old_flag_and_the_new_one_are_one_too_many(self) -> None:
+        with pytest.raises(SettingsError, match=r"--dev_ratio 0\.2: no effect: val_size is said again"):
+            self.modern("sft", val_size="0.1", dev_ratio="0.2")
+
     def test_what_no_tool_knows_is_left_to_those_who_check(self) -> None:
         assert self.modern("sft", lerning_rate="1") == {"lerning_rate": "1"}
 

@@ -97,7 +97,7 @@ def lineage(old: Old, command: str) -> Iterator[Line | Trouble]:
     if is_new:
         yield Line(switch, "create_new_adapter", "true", "a new adapter above them")
     elif switch:
-        yield Line(switch, note="a copy of the last is trained on; itself it stays as it was")
+        yield Line(switch, note="a copy of the last is trained on; itself it stays as it was", is_so_anyway=True)
 
 
 def lengths(old: Old, command: str) -> Iterator[Line | Trouble]:
@@ -244,7 +244,7 @@ def command_of_last(old: Old) -> str:
 def stage_line(old: Old, command: str) -> Iterator[Line | Trouble]:
     """--stage, which is the command here."""
     if old.says("stage"):
-        yield Line(("stage",), note=f"the command: duiqi {command}")
+        yield Line(("stage",), note=f"the command: duiqi {command}", is_so_anyway=True)
 
 
 def tuning_type(old: Old, command: str) -> Iterator[Line | Trouble]:
