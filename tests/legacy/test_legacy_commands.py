@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,14 @@ from tests.legacy.commands import BASELINE, COMMANDS, FIRST_THREE, PERSONA, Cell
 from duiqi.cli.arguments import parse
 from duiqi.cli.options import settings_of, words_of
 from duiqi.errors import SettingsError
-from duiqi.legacy.answering import SETTINGS_OF
+from duiqi.legacy.answering import ANSWERING_FLAGS, SETTINGS_OF
 from duiqi.legacy.dialect import Dialect, Old
 from duiqi.legacy.dialects import KNOWN_SCRIPTS, dialect_of
 from duiqi.legacy.interpreter import interpret
 from duiqi.legacy.old_command import OldCommand, read_command
 from duiqi.legacy.printed import translation_lines
 from duiqi.legacy.rules import Becomes, Refused, Together
+from duiqi.legacy.trainer import TRAINER
 from duiqi.legacy.translation import Translation
 from duiqi.legacy.translation import translate as translate_flags
 from duiqi.settings.recipe import Given
@@ -330,6 +332,13 @@ class TestTheTables:
             "lora_target",
             "template",
         } | {"cutoff_len"}
+
+    def test_every_argument_of_transformers_trainer_is_known(self) -> None:
+        from transformers import Seq2SeqTrainingArguments
+
+        names = {field.name for field in fields(Seq2SeqTrainingArguments)}
+        assert len(names) > 90
+        assert names <= TRAINER.keys() | ANSWERING_FLAGS.keys()
 
     def test_what_answers_has_the_settings_that_are_written_down(self) -> None:
         for command, names in SETTINGS_OF.items():

@@ -276,6 +276,14 @@ class TestInline:
         with pytest.raises(SettingsError, match=said):
             self.modern("sft", **{flag: value})
 
+    def test_what_acts_only_beside_a_setting_of_our_own_acts(self) -> None:
+        found = self.modern("sft", val_size="0.1", evaluation_strategy="steps", eval_steps="5", save_strategy="no")
+        assert found == {"val_size": "0.1", "eval_steps": "5", "save_steps": "0"}
+
+    def test_an_old_flag_and_the_new_one_are_one_too_many(self) -> None:
+        with pytest.raises(SettingsError, match=r"--dev_ratio 0\.2: no effect: val_size is said again"):
+            self.modern("sft", val_size="0.1", dev_ratio="0.2")
+
     def test_what_no_tool_knows_is_left_to_those_who_check(self) -> None:
         assert self.modern("sft", lerning_rate="1") == {"lerning_rate": "1"}
 
@@ -313,3 +321,35 @@ def test_a_dry_run_finds_data_that_is_missing(workshop: Workshop, tmp_path: Path
     file.write_text(f"stage: sft\nmodel_name_or_path: {workshop.base}\ndataset: nothing\noutput_dir: {tmp_path}/run\n")
     assert main(["train", str(file), "--dry_run"]) == 2
     assert "nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["pt", "sft", "rm", "dpo", "ppo"])
+def test_every_stage_of_llama_factory_runs(workshop: Workshop, tmp_path: Path, stage: str) -> None:
+    datasets = {"pt": "pretrain", "sft": "sft", "rm": "rm", "dpo": "rm", "ppo": "ppo_prompts"}
+    settings: dict[str, Any] = {
+        "stage": stage,
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_target": "q_proj,v_proj",
+        "model_name_or_path": workshop.base,
+        "dataset": datasets[stage],
+        "dataset_dir": workshop.data,
+        "template": "default_of_the_model",
+        "cutoff_len": 128,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 2,
+        "logging_steps": 1,
+        "fp16": False,
+        "report_to": "none",
+        "output_dir": str(tmp_path / "run"),
+    }
+    if stage in ("dpo", "ppo"):
+        settings["adapter_name_or_path"] = workshop.sft
+    if stage == "ppo":
+        settings |= {"reward_model": workshop.rm, "max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    assert main(["train", str(file)]) == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert max(json.loads(line)["step"] for line in lines) == 2

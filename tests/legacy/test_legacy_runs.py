@@ -165,3 +165,34 @@ def test_the_exploration_of_dpo(place: Path, workshop: Workshop) -> None:
     run = trained("S4-DPO", place, **changes)
     first = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert first["loss"] == pytest.approx(torch.tensor(2.0).log().item(), abs=2e-2)
+
+
+def as_of_2023(run: Path, directory: Path) -> Path:
+    """A run's adapter as trainers of 2023 left it: their files, a base on the hub, and nothing of duiqi."""
+    directory.mkdir()
+    weights = load_file(run / "adapter_model.safetensors")
+    score = weights.pop("base_model.model.score.weight", None)
+    torch.save(weights, directory / "adapter_model.bin")
+    if score is not None:
+        torch.save({"summary.weight": score, "summary.bias": torch.zeros(1)}, directory / "value_head.bin")
+    config = json.loads((run / "adapter_config.json").read_text(encoding="utf-8"))
+    kept = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "fan_in_fan_out")
+    fields = {key: config[key] for key in kept} | {"base_model_name_or_path": "THUDM/chatglm-6b"}
+    (directory / "adapter_config.json").write_text(json.dumps(fields), encoding="utf-8")
+    torch.save({"finetuning_type": "lora"}, directory / "finetuning_args.bin")
+    return directory
+
+
+def test_ppo_and_prediction_from_what_trainers_of_2023_left(place: Path, glm: str) -> None:
+    for name in ("S3-1", "S2-RM"):
+        trained(name, place, model_name_or_path=glm)
+    sft = as_of_2023(place / "yui_qkv", place / "old_sft")
+    rm = as_of_2023(place / "path_to_rm_checkpoint", place / "old_rm")
+    changes = {"adapter_name_or_path": sft, "reward_model": rm, "max_new_tokens": 8}
+    run = trained("S2-PPO", place, model_name_or_path=glm, **changes)
+    assert "is put on this one" in (run / "manifest.json").read_text(encoding="utf-8")
+    assert '"kl": 0.0' in (run / "events.jsonl").read_text(encoding="utf-8")
+    command = COMMANDS["C-covid-predict"].replace("THUDM/chatglm-6b", glm).replace("covid_ppo", "old_sft")
+    legacy(command.replace("covid_predict", "old_predict"), max_new_tokens=4)
+    lines = (place / "old_predict" / "generated_predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(ROWS)

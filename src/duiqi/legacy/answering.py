@@ -112,7 +112,7 @@ def _files(old: Old, command: str) -> Iterator[Line]:
     setting = "model" if command == "generate" else "reward_model"
     if adapters:
         last = adapters.split(",")[-1].strip()
-        if Path(last, "adapter_config.json").is_file() and not Path(last, "duiqi.json").is_file():
+        if is_of_2023(last):
             base = old.get("model_name_or_path")
             yield Line(old.says(*names), setting, f"{base},{last}", "the base, and the adapter on it")
         else:
@@ -131,3 +131,8 @@ def _files(old: Old, command: str) -> Iterator[Line]:
         yield Line(old.says("max_samples"), "max_samples", old.get("max_samples"))
     if old.says("per_device_eval_batch_size"):
         yield Line(("per_device_eval_batch_size",), "batch_size", old.get("per_device_eval_batch_size"))
+
+
+def is_of_2023(adapter: str) -> bool:
+    """Whether an adapter is there that says nothing of its template and of where its base is now."""
+    return Path(adapter, "adapter_config.json").is_file() and not Path(adapter, "duiqi.json").is_file()

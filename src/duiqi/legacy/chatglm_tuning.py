@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from duiqi.errors import SettingsError
-from duiqi.legacy.answering import ANSWERING_FLAGS, answering, chosen_command
+from duiqi.legacy.answering import ANSWERING_FLAGS, answering, chosen_command, is_of_2023
 from duiqi.legacy.dialect import Dialect, Line, Old, Trouble
 from duiqi.legacy.rules import Becomes, NoEffect, Refused, Rule, Together, same
 from duiqi.legacy.trainer import READINGS, TRAINER, TRAINER_DEFAULTS
@@ -97,7 +97,7 @@ def lineage(old: Old, command: str) -> Iterator[Line | Trouble]:
     if is_new:
         yield Line(switch, "create_new_adapter", "true", "a new adapter above them")
     elif switch:
-        yield Line(switch, note="a copy of the last is trained on; itself it stays as it was")
+        yield Line(switch, note="a copy of the last is trained on; itself it stays as it was", is_so_anyway=True)
 
 
 def lengths(old: Old, command: str) -> Iterator[Line | Trouble]:
@@ -143,8 +143,9 @@ def template(old: Old, command: str) -> Iterator[Line | Trouble]:
         return
     name = template_of(old.first("model_name_or_path"))
     note = "as the old code wrote prompts" if command not in ("generate", "score") else "as it was trained"
-    if command == "score" or (command == "generate" and old.get("checkpoint_dir")):
-        return  # what was trained knows its template
+    last = old.get("checkpoint_dir").split(",")[-1].strip()
+    if command == "score" or (command == "generate" and last and not is_of_2023(last)):
+        return  # a run knows its template
     yield Line((), "template", name, note)
 
 
@@ -244,7 +245,7 @@ def command_of_last(old: Old) -> str:
 def stage_line(old: Old, command: str) -> Iterator[Line | Trouble]:
     """--stage, which is the command here."""
     if old.says("stage"):
-        yield Line(("stage",), note=f"the command: duiqi {command}")
+        yield Line(("stage",), note=f"the command: duiqi {command}", is_so_anyway=True)
 
 
 def tuning_type(old: Old, command: str) -> Iterator[Line | Trouble]:

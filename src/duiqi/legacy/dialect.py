@@ -19,6 +19,8 @@ class Line:
     """Empty: nothing is set."""
     value: str = ""
     note: str = ""
+    is_so_anyway: bool = False
+    """Whether the flags ask for what is done without them too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from duiqi.legacy import chatglm_tuning, llama_factory
 from duiqi.legacy.answering import answering
 from duiqi.legacy.chatglm_tuning import lineage, ppo_of_last, stage_line
 from duiqi.legacy.dialect import Dialect, Line, Old, Trouble
-from duiqi.legacy.trainer import READINGS
+from duiqi.legacy.trainer import cadence, mode, optimiser, precision, resuming
 from duiqi.legacy.translation import Translation, translate
 from duiqi.settings.describe import known_settings
 from duiqi.settings.recipe import Given
@@ -16,6 +17,8 @@ from duiqi.settings.stages import StageName
 
 FLAGS = {**llama_factory.FLAGS, **chatglm_tuning.FLAGS_OF_LAST}
 """Names that users of both tools may type; ChatGLM-Efficient-Tuning's meaning first."""
+_MEANT_TOGETHER = ("finetuning_type", "eval_steps", "save_steps", "logging_steps")
+"""duiqi's own names that old flags are read with."""
 
 
 def modern(stage: StageName, given: Sequence[Given]) -> tuple[tuple[Given, ...], Translation | None]:
@@ -26,21 +29,25 @@ def modern(stage: StageName, given: Sequence[Given]) -> tuple[tuple[Given, ...],
     Raises:
         SettingsError: An old flag has no meaning here, or no effect.
     """
-    known = {setting.name for setting in known_settings(stage)}
+    known = {setting.name: setting for setting in known_settings(stage)}
     old = [item for item in given if item.key not in known and item.key in FLAGS]
     if not old:
         return tuple(given), None
     said = {item.key: str(item.value) for item in old}
-    if "save_strategy" in said or "eval_strategy" in said or "evaluation_strategy" in said:
-        said |= {i.key: str(i.value) for i in given if i.key in ("save_steps", "eval_steps", "logging_steps")}
-    said |= {i.key: str(i.value) for i in given if i.key == "finetuning_type"}
+    beside = [item for item in given if item.key in _MEANT_TOGETHER]
+    said |= {item.key: str(item.value) for item in beside}
+    later = {item.key: str(item.value) for item in given if item.key in known and item.key not in said}
     dialect = Dialect(
         "old flags",
         FLAGS,
         lambda _: stage,
         readings=(
-            *(reading for reading in READINGS if reading.__name__ != "rows_of_a_step"),
-            *((ppo_of_last,) if stage == "ppo" else ()),
+            mode,
+            precision,
+            cadence,
+            optimiser,
+            resuming,
+            ppo_of_last,
             longest_answer,
             lineage,
             stage_line,
@@ -48,25 +55,17 @@ def modern(stage: StageName, given: Sequence[Given]) -> tuple[tuple[Given, ...],
             answering,
         ),
     )
-    found = translate(dialect, Old(said, is_inline=True))
-    idle = [
-        Trouble(line.flags, line.note, "remove it")
-        for line in found.lines
-        if not line.setting and line.flags and not _is_granted(line)
-    ]
-    Translation(found.tool, stage, found.lines, (*found.troubles, *idle), (), found.old).refuse_troubles()
-    taken = {item.key for item in old} | found.settings.keys()
-    return (*(item for item in given if item.key not in taken), *found.given()), found
+    found = translate(dialect, Old(said, is_inline=True), later=later)
+    lines = tuple(line for line in found.lines if set(line.flags).intersection(item.key for item in old))
+    idle = [Trouble(line.flags, line.note, "remove it") for line in lines if not line.setting and not line.is_so_anyway]
+    shown = replace(found, lines=lines, troubles=(*found.troubles, *idle))
+    shown.refuse_troubles()
+    made = tuple(item for item in found.given() if item.key not in later)
+    kept = tuple(item for item in given if item.key in later or (item.key not in FLAGS and item.key not in known))
+    return (*kept, *made), shown
 
 
 def longest_answer(old: Old, command: str) -> Iterator[Line | Trouble]:
     """max_target_length in PPO, where answers are sampled."""
     if command == "ppo" and old.says("max_target_length"):
         yield Line(("max_target_length",), "max_new_tokens", old.get("max_target_length"))
-
-
-def _is_granted(line: Line) -> bool:
-    """Whether a flag asks for what is so anyway."""
-    return line.note.startswith(
-        ("that is what", "off, as here", "asks for nothing", "the command", "a copy of the last")
-    )

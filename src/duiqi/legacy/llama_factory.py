@@ -78,8 +78,25 @@ MODEL: dict[str, Rule] = {
             "vllm_enforce_eager",
             "vllm_max_lora_rank",
             "vllm_config",
+            "sglang_maxlen",
+            "sglang_mem_fraction",
+            "sglang_tp_size",
+            "sglang_config",
+            "sglang_lora_backend",
         ),
         _SERVING,
+    ),
+    **dict.fromkeys(
+        (
+            "export_dir",
+            "export_size",
+            "export_device",
+            "export_quantization_bit",
+            "export_quantization_dataset",
+            "export_legacy_format",
+            "export_hub_model_id",
+        ),
+        Refused("exporting is a command of its own", "run `duiqi export RUN --output_dir DIR`"),
     ),
     **dict.fromkeys(
         ("hf_hub_token", "ms_hub_token", "om_hub_token"),
@@ -276,7 +293,7 @@ def command(old: Old) -> str:
 def stage(old: Old, duiqi: str) -> Iterator[Line | Trouble]:
     """`stage`, and the loss of preferences that belongs to it."""
     if old.says("stage"):
-        yield Line(("stage",), note=f"the command: duiqi {duiqi}")
+        yield Line(("stage",), note=f"the command: duiqi {duiqi}", is_so_anyway=True)
     if old.get("stage") == "kto" and not _has_kto():
         yield Trouble(
             ("stage",), "single answers with labels are not read yet", "make pairs of them, and use stage: dpo"

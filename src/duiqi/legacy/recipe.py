@@ -52,22 +52,22 @@ def read_foreign(file: Path, overrides: Sequence[Given], *, dialect: Dialect | N
     if dialect is None:
         dialect = of_recipe([*names, "do_train"], ours)
     assert dialect is not None
-    return _translated(file, names, dialect, ours)
+    return _translated(names, dialect, ours)
 
 
-def _translated(_file: Path, names: Mapping[str, Given], dialect: Dialect, ours: set[str]) -> Translation:
+def _translated(names: Mapping[str, Given], dialect: Dialect, ours: set[str]) -> Translation:
     said: dict[str, str] = {}
     later: dict[str, str] = {}
     for key, item in names.items():
         if isinstance(item.value, list | dict):
             what = "a list" if isinstance(item.value, list) else "settings within settings"
             raise SettingsError(f"found {what}", where=item.where, remedy="write values with commas between: a,b")
-        value = "null" if item.value is None else str(item.value)
+        if key in dialect.flags and item.value is None:
+            continue  # null says nothing
         if key in dialect.flags:
-            if value != "null" or key not in dialect.defaults:
-                said[key] = value
+            said[key] = str(item.value)
         elif key in ours:
-            later[key] = value
+            later[key] = "null" if item.value is None else str(item.value)
         else:
             near = did_you_mean(key, {*dialect.flags, *ours})
             raise SettingsError(
@@ -76,9 +76,4 @@ def _translated(_file: Path, names: Mapping[str, Given], dialect: Dialect, ours:
     if "stage" in said and said["stage"] == "pretrain":
         said["stage"] = "pt"
     places = {name: names[name].where for name in said if names[name].is_from_recipe}
-    return translate(dialect, Old(_without_null(said), dialect.defaults, places=places), later=later)
-
-
-def _without_null(said: Mapping[str, str]) -> dict[str, str]:
-    """What is said; null says nothing."""
-    return {name: value for name, value in said.items() if value != "null"}
+    return translate(dialect, Old(said, dialect.defaults, places=places), later=later)

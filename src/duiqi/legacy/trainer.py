@@ -12,6 +12,8 @@ _ONE_PROCESS = NoEffect("one process trains here")
 _EVAL_MEMORY = NoEffect("memory is bounded by tokens_per_micro_batch, and the result is the same")
 _LOG = NoEffect("it changes what is printed, not what is learned; metrics.jsonl has everything")
 _ADAM = "AdamW runs here with betas 0.9 and 0.999"
+_EVALUATION = NoEffect("evaluation has one way here: all held-out rows, in micro-batches")
+_KERNELS = NoEffect("duiqi chooses how it computes")
 _HUB = Refused("nothing is uploaded", "run it without, then `duiqi export` and upload the directory")
 
 TRAINER: dict[str, Rule] = {
@@ -104,8 +106,84 @@ TRAINER: dict[str, Rule] = {
     "full_determinism": NoEffect("random numbers are counted, so a run repeats itself"),
     "data_seed": Refused("one seed draws everything", "set seed", unless=("none", "null", "")),
     "dataloader_drop_last": Refused("no row is dropped", "leave it out"),
-    "push_to_hub": _HUB,
-    "hub_model_id": _HUB,
+    **dict.fromkeys(
+        (
+            "push_to_hub",
+            "hub_model_id",
+            "hub_strategy",
+            "hub_private_repo",
+            "hub_always_push",
+            "hub_revision",
+        ),
+        _HUB,
+    ),
+    **dict.fromkeys(
+        (
+            "eval_delay",
+            "eval_on_start",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+            "include_for_metrics",
+            "include_inputs_for_metrics",
+            "batch_eval_metrics",
+            "bf16_full_eval",
+            "fp16_full_eval",
+            "sortish_sampler",
+            "generation_max_length",
+            "generation_config",
+        ),
+        _EVALUATION,
+    ),
+    "generation_num_beams": Refused("answers are sampled or greedy", "leave it out", unless=("none", "null", "1", "")),
+    **dict.fromkeys(
+        (
+            "gradient_checkpointing_kwargs",
+            "activation_checkpointing_kwargs",
+            "torch_compile_backend",
+            "torch_compile_mode",
+            "liger_kernel_config",
+            "torch_empty_cache_steps",
+            "half_precision_backend",
+            "fp16_opt_level",
+            "use_cache",
+            "use_mps_device",
+            "enable_jit_checkpoint",
+            "debug",
+        ),
+        _KERNELS,
+    ),
+    "activation_checkpointing": Becomes("gradient_checkpointing"),
+    "train_sampling_strategy": NoEffect("rows are packed into micro-batches of few padding whatever their order"),
+    **dict.fromkeys(
+        (
+            "dataloader_multiprocessing_context",
+            "dataloader_in_order",
+            "label_names",
+            "length_column_name",
+            "dispatch_batches",
+            "split_batches",
+        ),
+        _LOADER,
+    ),
+    **dict.fromkeys(
+        (
+            "ddp_broadcast_buffers",
+            "ddp_static_graph",
+            "fsdp_config",
+            "accelerator_config",
+            "ray_run_name",
+            "ray_storage_path",
+            "ray_num_workers",
+            "resources_per_worker",
+            "placement_strategy",
+        ),
+        _ONE_PROCESS,
+    ),
+    **dict.fromkeys(("log_level_replica", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), _LOG),
+    "parallelism_config": Refused("one process trains here", "leave it out; `duiqi plan` says whether it fits"),
+    "optim_args": Refused(_ADAM, "leave it out"),
+    "optim_target_modules": Refused(_ADAM, "leave it out"),
+    "restore_callback_states_from_checkpoint": NoEffect("there are no callbacks"),
     "hub_token": Refused("nothing is uploaded, and no key belongs on a command line", "leave it out"),
     "lr_scheduler_kwargs": Refused("the schedules here take no more settings", "leave it out"),
     "overwrite_cache": Pending(
@@ -133,9 +211,9 @@ def mode(old: Old, command: str) -> Iterator[Line | Trouble]:
     for name in old.says("do_train", "do_eval", "do_predict"):
         is_the_point = name == "do_train" if command not in ("generate", "score") else name != "do_train"
         if not old.is_on(name):
-            yield Line((name,), note="off, as here")
+            yield Line((name,), note="off, as here", is_so_anyway=True)
         elif is_the_point:
-            yield Line((name,), note=f"that is what `duiqi {command}` does")
+            yield Line((name,), note=f"that is what `duiqi {command}` does", is_so_anyway=True)
         elif name == "do_eval":
             yield Line((name,), note="a stage evaluates when it has eval_dataset or val_size")
         else:
@@ -171,7 +249,7 @@ def precision(old: Old, _command: str) -> Iterator[Line | Trouble]:
         if name not in old.said:
             continue
         if not old.is_on(name):
-            yield Line((name,), note="off, as here")
+            yield Line((name,), note="off, as here", is_so_anyway=True)
         elif old.get("finetuning_type") == "full":
             yield Line((name,), note="full fine-tuning is in float32 here: half precision rounds small updates away")
         else:
@@ -222,7 +300,7 @@ def resuming(old: Old, _command: str) -> Iterator[Line | Trouble]:
         return
     value = old.get("resume_from_checkpoint")
     if value.lower() in OFF:
-        yield Line(("resume_from_checkpoint",), note="off, as here")
+        yield Line(("resume_from_checkpoint",), note="off, as here", is_so_anyway=True)
     elif value.lower() == "true":
         yield Line(("resume_from_checkpoint",), "resume_from_checkpoint", "true")
     else:

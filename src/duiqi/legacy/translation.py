@@ -176,7 +176,7 @@ def _one(
             return Line((flag,), note=f"no effect here: {reason}")
         case Refused(reason, remedy, unless):
             if value.lower() in unless:
-                return Line((flag,), note="asks for nothing that is not so here")
+                return Line((flag,), note="asks for nothing that is not so here", is_so_anyway=True)
             return Trouble((flag,), reason, remedy)
         case Together():
             return Line((flag,), note=f"no effect in `duiqi {command}`")
