@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -101,10 +101,13 @@ def load_examples(
     for spec in specs:
         source = resolve(spec.name, dataset_dir)
         files, notes = _read(source)
+        fingerprints = tuple(FileFingerprint(file.path, file.sha256, len(file.rows)) for file in files)
         rows = [row for file in files for row in file.rows]
+        num_rows = len(rows)
+        del files  # from here on a row goes when its example is made
         format_name = _format_of(rows, source, need)
         converted: list[Example] = []
-        for outcome in _convert_rows(rows, source, format_name, need):
+        for outcome in _convert_rows(_taken_out(rows), source, format_name, need):
             if isinstance(outcome, BadRow):
                 rejects.append(outcome)
             else:
@@ -112,8 +115,7 @@ def load_examples(
         caps = [cap for cap in (spec.cap, source.num_samples, max_samples) if cap is not None]
         taken = _sample(converted, min(caps, default=None), f"{seed}:{spec.name}")
         examples += taken
-        fingerprints = tuple(FileFingerprint(file.path, file.sha256, len(file.rows)) for file in files)
-        reports.append(DatasetReport(spec.name, format_name, len(rows), len(taken), fingerprints, tuple(notes)))
+        reports.append(DatasetReport(spec.name, format_name, num_rows, len(taken), fingerprints, tuple(notes)))
     if len(rejects) > max_bad_rows:
         refuse_rows(rejects)
     if not examples:
@@ -213,8 +215,15 @@ def _format_of(rows: Sequence[Row | BadRow], source: DatasetSource, need: Need) 
     return name
 
 
+def _taken_out(rows: list[Row | BadRow]) -> Iterator[Row | BadRow]:
+    """The rows in order; the list is empty afterwards."""
+    rows.reverse()
+    while rows:
+        yield rows.pop()
+
+
 def _convert_rows(
-    rows: Sequence[Row | BadRow], source: DatasetSource, format_name: str, need: Need
+    rows: Iterable[Row | BadRow], source: DatasetSource, format_name: str, need: Need
 ) -> Iterator[Example | BadRow]:
     for row in rows:
         if isinstance(row, BadRow):
