@@ -12,14 +12,16 @@ from pathlib import Path
 
 import numpy
 import pytest
+from tests.models.ports.tiny_releases import train_first, train_second
 from tiny_tokenizers import CHATML, build_tokenizer
 
 from duiqi.data import cache as cache_module
 from duiqi.data.cache import RowCache, cache_home
 from duiqi.data.cache_key import cache_key, describe, template_identity, tokenizer_identity
-from duiqi.data.encoding import token_budget
+from duiqi.data.encoding import token_budget, tokenize
 from duiqi.data.registry import ColumnMap, DatasetSource, HubDataset, resolve
 from duiqi.data.templates import get_template
+from duiqi.models.ports.chatglm_tokenizer import ChatGLM2Tokenizer, ChatGLMTokenizer
 
 KEY = "a" * 64
 COLUMNS = {"tokens": numpy.arange(1000, dtype="i"), "cut": numpy.empty(0, dtype="B")}
@@ -182,6 +184,19 @@ class TestKey:
         other_end.eos_token = "<|im_end|>"
         others = {tokenizer_identity(each) for each in (build_tokenizer(adds_bos=True), added, other_end)}
         assert (len(same), len(others | same)) == (1, 4)
+
+    def test_a_tokenizer_in_python_is_known_by_its_files_and_gives_the_same_ids_in_company(
+        self, tmp_path: Path
+    ) -> None:
+        releases = [ChatGLMTokenizer(str(train_first(tmp_path))), ChatGLM2Tokenizer(str(train_second(tmp_path)))]
+        again = ChatGLMTokenizer(releases[0].vocab_file)
+        other = ChatGLMTokenizer(releases[0].vocab_file, num_image_tokens=20000)
+        assert tokenizer_identity(releases[0]) == tokenizer_identity(again)
+        assert len({tokenizer_identity(each) for each in (*releases, other)}) == 3
+        texts = ["你好", "", "A b  c", "[gMASK]", "你好"]
+        for tokenizer in releases:
+            alone = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+            assert tokenize(tokenizer, texts) == alone
 
     def test_a_template_is_known_by_all_its_text_and_by_what_it_writes_today(self) -> None:
         tokenizer = build_tokenizer()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -111,25 +111,33 @@ def load_examples(
     for spec in specs:
         source = source_of(spec, dataset_dir, need)
         files, notes = _read(source)
+        fingerprints = tuple(FileFingerprint(file.path, file.sha256, len(file.rows)) for file in files)
         rows = [row for file in files for row in file.rows]
+        num_rows = len(rows)
+        del files  # from here on a row goes when its examples are made
         form = _format_of(rows, source, need)
         gather = FORMATS[form].gather
-        found = list(_convert_rows(rows if gather is None else gather(rows), source, form, need))
-        rejects += [outcome for outcome in found if isinstance(outcome, BadRow)]
-        made = [outcome for outcome in found if not isinstance(outcome, BadRow)]
+        converted: list[Example] = []
+        left_out, several = 0, False
+        for outcome in _convert_rows(_taken_out(rows if gather is None else gather(rows)), source, form, need):
+            if isinstance(outcome, BadRow):
+                rejects.append(outcome)
+            else:
+                converted += outcome
+                left_out, several = left_out + (not outcome), several or len(outcome) > 1
         caps = [cap for cap in (spec.cap, source.num_samples, max_samples) if cap is not None]
-        taken = _sample([example for own in made for example in own], min(caps, default=None), f"{seed}:{spec.name}")
+        taken = _sample(converted, min(caps, default=None), f"{seed}:{spec.name}")
         examples += taken
         reports.append(
             DatasetReport(
                 spec.name,
                 form,
-                len(rows),
+                num_rows,
                 len(taken),
-                tuple(FileFingerprint(file.path, file.sha256, len(file.rows)) for file in files),
+                fingerprints,
                 tuple(notes),
-                left_out=sum(not own for own in made),
-                several=any(len(own) > 1 for own in made),
+                left_out=left_out,
+                several=several,
             )
         )
     if len(rejects) > max_bad_rows:
@@ -256,8 +264,15 @@ def _format_of(rows: Sequence[Row | BadRow], source: DatasetSource, need: Need) 
     return name
 
 
+def _taken_out(rows: list[Row | BadRow]) -> Iterator[Row | BadRow]:
+    """The rows in order; the list is empty afterwards."""
+    rows.reverse()
+    while rows:
+        yield rows.pop()
+
+
 def _convert_rows(
-    rows: Sequence[Row | BadRow], source: DatasetSource, format_name: str, need: Need
+    rows: Iterable[Row | BadRow], source: DatasetSource, format_name: str, need: Need
 ) -> Iterator[list[Example] | BadRow]:
     """What each row gives: the examples of the kind that is needed, perhaps none, or the reason why it is no good."""
     for row in rows:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from duiqi.data.compact import TOKEN
 from duiqi.data.encoded import document_ids, encode_demonstrations, pack_text
 from duiqi.data.encoding import EncodedSequence, TrainOn, describe_first
-from duiqi.data.loading import Need, load_examples
+from duiqi.data.loading import LoadedData, Need, load_examples
 from duiqi.data.order import BatchPlan
 from duiqi.data.registry import parse_dataset_spec
 from duiqi.data.streaming import ExampleStream
@@ -79,10 +79,12 @@ def make_demonstrations(
         return encode_demonstrations(template, tokenizer, examples=examples, budget=budget, train_on=train_on).items
 
     (first,) = encode(open_stream(config, "demonstration").take(1))
-    examples = open_stream(config, "demonstration", journal.write_rejects)
-    order = DemonstrationStream(examples, encode, _rows_per_step(config))
     told = f"first row, learned part in ⟦⟧: {describe_first(first, tokenizer)}"
-    return _streamed(order, examples, first.input_ids, config, journal, "demonstration", encode, told)
+
+    def order_of(examples: ExampleStream) -> DemonstrationStream:
+        return DemonstrationStream(examples, encode, _rows_per_step(config))
+
+    return _streamed(config, journal, "demonstration", encode, order_of, opening=first.input_ids, notes=[told])
 
 
 def make_blocks(config: PretrainConfig, journal: Run, tokenizer: PreTrainedTokenizerBase) -> LearningRows:
@@ -99,10 +101,11 @@ def make_blocks(config: PretrainConfig, journal: Run, tokenizer: PreTrainedToken
     def encode(examples: Sequence[Example]) -> Sequence[EncodedSequence]:
         return pack_text([example.answers[0] for example in examples], tokenizer, block_size=block_size)
 
-    preview = BlockStream(open_stream(config, "text"), tokenizer, block_size, 1)
-    examples = open_stream(config, "text", journal.write_rejects)
-    order = BlockStream(examples, tokenizer, block_size, _rows_per_step(config))
-    return _streamed(order, examples, list(preview.rows(0)[0].answers[0]), config, journal, "text", encode)
+    def order_of(examples: ExampleStream) -> BlockStream:
+        return BlockStream(examples, tokenizer, block_size, _rows_per_step(config))
+
+    first = order_of(open_stream(config, "text")).rows(0)[0]
+    return _streamed(config, journal, "text", encode, order_of, opening=list(first.answers[0]))
 
 
 def _known(prepared: Prepared[EncodedSequence], config: SFTConfig | PretrainConfig) -> LearningRows:
@@ -114,25 +117,43 @@ def _known(prepared: Prepared[EncodedSequence], config: SFTConfig | PretrainConf
 
 
 def _streamed(
-    order: DemonstrationStream | BlockStream,
-    examples: ExampleStream,
-    opening: list[int],
     config: SFTConfig | PretrainConfig,
     journal: Run,
     need: Need,
     encode: Encode,
-    *told: str,
+    order_of: Callable[[ExampleStream], DemonstrationStream | BlockStream],
+    *,
+    opening: list[int],
+    notes: Sequence[str] = (),
 ) -> LearningRows:
-    held_out, notes = _held_out(config, need, journal, examples, encode)
-    total_steps = config.optimizer.max_steps
+    """Rows of a stream, and those of `eval_dataset`, which are read as usual; what is read goes into the journal."""
+    held = _load_held_out(config, need)
+    reports = [held.report] if held is not None else []
+    rejects = rejected_rows(reports)
+    examples = open_stream(config, need, lambda rows: journal.write_rejects([*rejects, *rows]))
+    record_data(journal, [*map(asdict, examples.files()), *files_read(reports)], rejects)
+    order = order_of(examples)
     return LearningRows(
         order,
-        total_steps * _rows_per_step(config),
-        total_steps,
-        opening,
-        held_out,
-        [*examples.lines(), *notes, *told],
+        num_rows=config.optimizer.max_steps * _rows_per_step(config),
+        total_steps=config.optimizer.max_steps,
+        opening=opening,
+        held_out=encode(held.examples) if held is not None else (),
+        notes=[*examples.lines(), *(line for report in reports for line in report.lines()), *notes],
         kept={"stream": order},
+    )
+
+
+def _load_held_out(config: SFTConfig | PretrainConfig, need: Need) -> LoadedData | None:
+    data = config.data
+    if data.eval_dataset is None:
+        return None
+    return load_examples(
+        parse_dataset_spec(data.eval_dataset),
+        dataset_dir=data.dataset_dir,
+        need=need,
+        seed=config.optimizer.seed,
+        max_bad_rows=data.max_bad_rows,
     )
 
 
@@ -228,22 +249,3 @@ class BlockStream:
         """Go on from there."""
         self.examples.load_state(state["examples"])
         self._left = array(TOKEN, state["left"])
-
-
-def _held_out(
-    config: SFTConfig | PretrainConfig, need: Need, journal: Run, examples: ExampleStream, encode: Encode
-) -> tuple[Sequence[EncodedSequence], list[str]]:
-    """The rows of `eval_dataset`, which are not streamed; all that is read goes into the journal."""
-    data, files = config.data, [asdict(file) for file in examples.files()]
-    if data.eval_dataset is None:
-        record_data(journal, files, [])
-        return (), []
-    held = load_examples(
-        parse_dataset_spec(data.eval_dataset),
-        dataset_dir=data.dataset_dir,
-        need=need,
-        seed=config.optimizer.seed,
-        max_bad_rows=data.max_bad_rows,
-    )
-    record_data(journal, files + files_read([held.report]), rejected_rows([held.report]))
-    return encode(held.examples), held.report.lines()
