@@ -109,42 +109,45 @@ def load_examples(
     reports: list[DatasetReport] = []
     rejects: list[BadRow] = []
     for spec in specs:
-        source = source_of(spec, dataset_dir, need)
-        files, notes = _read(source)
-        fingerprints = tuple(FileFingerprint(file.path, file.sha256, len(file.rows)) for file in files)
-        rows = [row for file in files for row in file.rows]
-        num_rows = len(rows)
-        del files  # from here on a row goes when its examples are made
-        form = _format_of(rows, source, need)
-        gather = FORMATS[form].gather
-        converted: list[Example] = []
-        left_out, several = 0, False
-        for outcome in _convert_rows(_taken_out(rows if gather is None else gather(rows)), source, form, need):
-            if isinstance(outcome, BadRow):
-                rejects.append(outcome)
-            else:
-                converted += outcome
-                left_out, several = left_out + (not outcome), several or len(outcome) > 1
-        caps = [cap for cap in (spec.cap, source.num_samples, max_samples) if cap is not None]
-        taken = _sample(converted, min(caps, default=None), f"{seed}:{spec.name}")
-        examples += taken
-        reports.append(
-            DatasetReport(
-                spec.name,
-                form,
-                num_rows,
-                len(taken),
-                fingerprints,
-                tuple(notes),
-                left_out=left_out,
-                several=several,
-            )
-        )
+        found, report, bad = _load_one(spec, dataset_dir, need, seed=seed, max_samples=max_samples)
+        examples += found
+        reports.append(report)
+        rejects += bad
     if len(rejects) > max_bad_rows:
         refuse_rows(rejects)
     if not examples:
         raise DataError("no row can be used", where=f"dataset: {','.join(spec.name for spec in specs)}")
     return LoadedData(examples, LoadReport(tuple(reports), tuple(rejects)))
+
+
+def _load_one(
+    spec: DatasetSpec, dataset_dir: str | Path, need: Need, *, seed: int, max_samples: int | None
+) -> tuple[list[Example], DatasetReport, list[BadRow]]:
+    """The examples of one dataset, what was read of it, and its malformed rows."""
+    source = source_of(spec, dataset_dir, need)
+    files, notes = _read(source)
+    fingerprints = tuple(FileFingerprint(file.path, file.sha256, len(file.rows)) for file in files)
+    rows = [row for file in files for row in file.rows]
+    num_rows = len(rows)
+    del files  # from here on a row goes when its examples are made
+    form = _format_of(rows, source, need)
+    if gather := FORMATS[form].gather:
+        rows = gather(rows)
+    converted: list[Example] = []
+    rejects: list[BadRow] = []
+    left_out, several = 0, False
+    for outcome in _convert_rows(_taken_out(rows), source, form, need):
+        if isinstance(outcome, BadRow):
+            rejects.append(outcome)
+        else:
+            converted += outcome
+            left_out, several = left_out + (not outcome), several or len(outcome) > 1
+    caps = [cap for cap in (spec.cap, source.num_samples, max_samples) if cap is not None]
+    taken = _sample(converted, min(caps, default=None), f"{seed}:{spec.name}")
+    report = DatasetReport(
+        spec.name, form, num_rows, len(taken), fingerprints, tuple(notes), left_out=left_out, several=several
+    )
+    return taken, report, rejects
 
 
 def source_of(spec: DatasetSpec, dataset_dir: str | Path, need: Need) -> DatasetSource:
