@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
 
-ExampleKind = Literal["text", "prompt", "demonstration", "ranking"]
-"""What an example can teach: plain text, nothing yet (a prompt), one answer, or an order of answers."""
+ExampleKind = Literal["text", "prompt", "demonstration", "ranking", "feedback"]
+"""What an example can teach: plain text, nothing yet (a prompt), one answer, an order of answers, or whether one
+answer was liked."""
 
 AdapterRole = Literal["policy", "reference", "reward", "value"]
 
@@ -40,7 +42,7 @@ class Example:
     """One row of any dataset, in the one shape that every stage reads.
 
     `prompt` is the conversation up to and including the user's last turn (an optional system message first).
-    `answers` are alternative replies to it, best first: none (a prompt), one (a demonstration) or several (a
+    `answers` are alternative replies to it, best first: none (a prompt), one (a demonstration, feedback) or several (a
     ranking). Plain text for pretraining has an empty prompt and one answer.
     """
 
@@ -50,10 +52,16 @@ class Example:
     origin: Origin
     margin: float = 0.0
     """How much better the first answer is than the second, in score units; 0 when the data does not say."""
+    scores: tuple[float, ...] = ()
+    """What the data scored the answers of a ranking, in step with them and never rising; empty when it does not say."""
+    liked: bool | None = None
+    """Feedback: whether its answer was liked; None for every other kind."""
 
     def pairs(self) -> list[tuple[str, str]]:
-        """All (better, worse) pairs of a ranking: K answers give K(K-1)/2."""
-        return [(better, worse) for i, better in enumerate(self.answers) for worse in self.answers[i + 1 :]]
+        """All (better, worse) pairs of a ranking: K answers give K(K-1)/2, less those of equal scores."""
+        return [
+            (self.answers[better], self.answers[worse]) for better, worse in ranked_pairs(self.answers, self.scores)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +130,16 @@ class StageResult:
     """The step of the checkpoint that the run went on from; 0: it began at the beginning."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last evaluation, and whatever the stage measures at its end."""
+
+
+def ranked_pairs(answers: Sequence[object], scores: Sequence[float] = ()) -> list[tuple[int, int]]:
+    """The places of every (better, worse) pair among answers that stand best first. Equal scores make no pair.
+
+    >>> ranked_pairs("abc"), ranked_pairs("abc", [2.0, 2.0, 1.0])
+    ([(0, 1), (0, 2), (1, 2)], [(0, 2), (1, 2)])
+    """
+    pairs = combinations(range(len(answers)), 2)
+    return [(better, worse) for better, worse in pairs if not scores or scores[better] > scores[worse]]
 
 
 def readable(messages: Sequence[Message]) -> str:

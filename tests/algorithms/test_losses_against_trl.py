@@ -17,6 +17,7 @@ from trl import DPOTrainer, KTOTrainer, RewardTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
+from duiqi.algorithms.feedback import LikedLogProbs, kto_baseline, kto_loss
 from duiqi.algorithms.loss import Loss
 from duiqi.algorithms.preference import (
     PairLogProbs,
@@ -160,6 +161,36 @@ def test_kto_equals_trl(pairs: PairLogProbs) -> None:
     theirs = KTOTrainer._compute_loss(stub, model, batch, return_outputs=False)
     ours = kto_pair_loss(pairs, beta=0.3, kl=0.7)
     assert_same(pairs, ours.total, theirs * 2 * NUM_PAIRS)
+
+
+@pytest.mark.parametrize("mismatch", [0.7, -0.7])
+def test_kto_of_single_answers_equals_trl(mismatch: float, pairs: PairLogProbs) -> None:
+    generator = torch.Generator().manual_seed(3)
+    policy, reference = (
+        torch.cat([pairs.chosen, pairs.rejected]),
+        torch.cat([pairs.reference_chosen, pairs.reference_rejected]),
+    )
+    liked = torch.rand(2 * NUM_PAIRS, generator=generator) < 0.4
+    reference_kl = torch.randn(2 * NUM_PAIRS, generator=generator) - 5
+    kl = reference_kl + mismatch + 0.1 * torch.randn(2 * NUM_PAIRS, generator=generator)
+    stub = trainer(
+        beta=0.3,
+        loss_type="kto",
+        desirable_weight=1.3,
+        undesirable_weight=0.8,
+        calculate_KL=True,
+        precompute_ref_logps=True,
+        _compute_kl_logps=lambda *_: kl,
+    )
+    batch = inputs(2 * NUM_PAIRS, label=liked, ref_logps=reference, ref_KL_logps=reference_kl)
+    theirs = KTOTrainer._compute_loss(stub, two_token_answers(policy), batch, return_outputs=False)
+    answers = LikedLogProbs(policy=policy, reference=reference, liked=liked)
+    baseline = kto_baseline(kl, reference_kl)
+    ours = kto_loss(answers, beta=0.3, baseline=baseline, liked_weight=1.3, disliked_weight=0.8)
+    assert_same(pairs, ours.total, theirs * 2 * NUM_PAIRS)
+    logged = stub._metrics["eval"]
+    for name in ("kl", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"):
+        assert ours.stats[name].mean == pytest.approx(logged[name][0], rel=1e-5)
 
 
 def test_orpo_equals_trl(pairs: PairLogProbs) -> None:

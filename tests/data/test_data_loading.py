@@ -147,6 +147,73 @@ def test_a_row_without_an_answer_is_bad_for_sft_and_good_for_ppo(write: Write) -
     assert len(load(path, "prompt").examples) == 21
 
 
+HC3 = [
+    {"question": "q1", "human_answers": ["h"], "chatgpt_answers": ["c1", "c2"]},
+    {"question": "q2", "human_answers": ["h"], "chatgpt_answers": []},
+    {"question": "q3", "human_answers": ["h1", "h2"], "chatgpt_answers": ["c"]},
+]
+
+
+def test_a_row_may_give_several_examples_or_none_and_the_report_says_so(write: Write) -> None:
+    path = write("hc3.jsonl", HC3)
+    loaded = load(path)
+    assert [example.answers for example in loaded.examples] == [("c1",), ("c2",), ("c",)]
+    assert loaded.report.lines() == [
+        f"{path}: hc3 format (question, human_answers, chatgpt_answers), 3 examples of 3 rows",
+        f"rows of {path} left out, because ChatGPT gave no answer: 1",
+    ]
+    assert [example.prompt[0].content for example in load(path, "prompt").examples] == ["q1", "q3"]
+
+
+def test_a_format_in_brackets_reads_the_same_rows_otherwise(write: Write) -> None:
+    path = write("hc3.jsonl", HC3)
+    pairs = load(f"{path}[hc3_prefer_human]", "ranking").examples
+    assert [example.pairs() for example in pairs] == [[("h", "c1"), ("h", "c2")], [("h1", "c"), ("h2", "c")]]
+    with pytest.raises(DataError, match="is in hc3 format"):
+        load(path, "ranking")
+
+
+def test_messages_that_name_their_parents_become_trees(write: Write) -> None:
+    def message(name: str, parent: str | None, text: str, rank: int | None = None) -> dict[str, Any]:
+        role = "assistant" if text.startswith("a") else "prompter"
+        return {"message_id": name, "parent_id": parent, "role": role, "text": text, "rank": rank}
+
+    rows = [
+        message("1", None, "q1"),
+        message("2", "1", "a worse", 1),
+        message("3", "1", "a better", 0),
+        message("4", "3", "q2"),
+        message("6", "lost", "a nowhere"),
+        message("5", "4", "a last"),
+        message("7", None, "q nobody answered"),
+        message("8", "9", "q round"),
+        message("9", "8", "a round"),
+    ]
+    path = write("oasst.jsonl", rows)
+    with pytest.raises(DataError, match=r"oasst\.jsonl:5: the message lost, which comes before it, is not in the data"):
+        load(path, "ranking")
+    (ranked,) = load(path, "ranking", max_bad_rows=3).examples
+    assert (ranked.answers, ranked.origin.line) == (("a better", "a worse"), 1)
+    (told,) = load(path, max_bad_rows=3).examples
+    assert [message.content for message in told.prompt] == ["q1", "a better", "q2"]
+    assert told.answers == ("a last",)
+    asked = load(path, "prompt", max_bad_rows=3)
+    assert len(asked.examples) == 2
+    assert [bad.line for bad in asked.report.rejects] == [5, 8, 9]
+
+
+def test_rows_that_tell_likes_are_for_their_own_loss(write: Write) -> None:
+    path = write("kto.jsonl", [{"prompt": "q", "completion": "a", "label": True}])
+    assert [example.liked for example in load(path, "feedback").examples] == [True]
+    for need in ("ranking", "demonstration"):
+        with pytest.raises(DataError, match="is in feedback format") as caught:
+            load(path, need)
+        assert "pref_loss: kto" in (caught.value.remedy or "")
+    with pytest.raises(DataError, match="expected one answer per row and whether it was liked") as caught:
+        load(write("pairs.jsonl", RANKINGS), "feedback")
+    assert "kto_pair" in (caught.value.remedy or "")
+
+
 def test_fingerprints_name_every_file_of_a_folder(write: Write) -> None:
     write("set/b.jsonl", RANKINGS)
     folder = write("set/a.jsonl", RANKINGS[:2]).parent
@@ -168,6 +235,23 @@ def test_without_the_datasets_package_the_remedy_is_to_install_it(monkeypatch: p
     monkeypatch.setattr("duiqi.data.hub.importlib.import_module", missing)
     with pytest.raises(UserError, match=r"pip install duiqi\[hub\]"):
         read_hub("owner/name")
+
+
+def test_a_part_of_a_hub_dataset_is_asked_for_by_its_names(monkeypatch: pytest.MonkeyPatch, write: Write) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    class Datasets:
+        @staticmethod
+        def load_dataset(*names: str | None, **part: str | None) -> list[dict[str, str]]:
+            asked.append((*names, *sorted(part.items())))
+            return [{"content": "print()"}]
+
+    monkeypatch.setattr("duiqi.data.hub.importlib.import_module", lambda _: Datasets)
+    entry = {"hf_hub_url": "owner/code", "subset": "zh", "folder": "python", "columns": {"prompt": "content"}}
+    directory = write("dataset_info.json", {"code": entry}).parent
+    (example,) = load("code", "text", dataset_dir=directory).examples
+    assert (example.answers, example.origin.file) == (("print()",), "hub:owner/code")
+    assert asked == [("owner/code", "zh", ("data_dir", "python"), ("split", "train"))]
 
 
 def examples_of(prompts: list[str]) -> list[Example]:

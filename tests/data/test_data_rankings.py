@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from duiqi.data.encoding import EncodedRanking
-from duiqi.data.rankings import collate_rankings
+from duiqi.data.rankings import collate_rankings, length_gaps
 
 
 def ranking(num_answers: int, length: int = 1) -> EncodedRanking:
@@ -34,3 +36,12 @@ def test_pairs_never_cross_rankings() -> None:
     assert batch.weights.tolist() == [1.0] * 4
     assert batch.margins.tolist() == [0.5, 0.0, 0.0, 0.0]
     assert batch.sources == ("a", "b", "b", "b")
+
+
+def test_answers_of_equal_scores_make_no_pair_and_the_others_share_the_weight() -> None:
+    tied = replace(ranking(4), scores=(3.0, 1.0, 1.0, 0.0))
+    batch = collate_rankings([ranking(2), tied], margins=[0.0, 0.0], sources=["a", "b"], weighting="prompt")
+    pairs = list(zip(batch.better.tolist(), batch.worse.tolist(), strict=True))
+    assert pairs == [(0, 1), (2, 3), (2, 4), (2, 5), (3, 5), (4, 5)]
+    assert batch.weights.tolist() == pytest.approx([1.0] + [1 / 5] * 5)
+    assert len(length_gaps(tied)) == 5

@@ -220,6 +220,18 @@ def test_rankings_that_are_equal_once_cut_are_dropped_counted_and_placed() -> No
         )
 
 
+def test_scores_stay_with_their_answers_and_ties_that_are_left_are_dropped() -> None:
+    def scored(answers: tuple[str, ...], scores: tuple[float, ...]) -> Example:
+        return Example("ranking", SINGLE, answers, ORIGIN, scores=scores)
+
+    examples = [scored(("a", "a", "b", "c"), (4.0, 3.0, 2.0, 2.0)), scored(("猫" * 9, "b", "猫" * 8), (1.0, 1.0, 0.0))]
+    budget = token_budget(60, max_prompt_tokens=40, max_answer_tokens=10)  # of the second row, a tie is left
+    data = encode_rankings(ZH_QA, TOKENIZER, examples=examples, budget=budget)
+    (item,) = data.items
+    assert (item.scores, item.pairs) == ((4.0, 2.0, 2.0), [(0, 1), (0, 2)])
+    assert data.report.identical_rankings == (ORIGIN,)
+
+
 def test_prompts_are_encoded_as_one_by_one() -> None:
     examples = [demonstration(), demonstration(MULTI)]
     data = encode_prompts(ZH_QA, TOKENIZER, examples=examples, max_prompt_tokens=100)

@@ -26,14 +26,15 @@ def registry_of(write: Write, **entries: dict[str, Any]) -> Path:
         ("a#5, b@all", [DatasetSpec("a", 5), DatasetSpec("b")]),
         ("data/me@home.json", [DatasetSpec("data/me@home.json")]),
         ("data/me@home.json@7", [DatasetSpec("data/me@home.json", 7)]),
+        ("a[hc3], b[single_round]@9", [DatasetSpec("a", format="hc3"), DatasetSpec("b", 9, "single_round")]),
     ],
 )
 def test_a_dataset_setting_is_a_list_of_names_with_caps(text: str, specs: list[DatasetSpec]) -> None:
     assert parse_dataset_spec(text) == specs
 
 
-@pytest.mark.parametrize("text", ["", "a,,b", "a@0"])
-def test_an_empty_name_or_cap_is_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ["", "a,,b", "a@0", "a[hc33]"])
+def test_an_empty_name_or_cap_or_an_unknown_format_is_refused(text: str) -> None:
     with pytest.raises(DataError, match="dataset: "):
         parse_dataset_spec(text)
 
@@ -53,19 +54,39 @@ def test_an_unknown_name_is_refused_with_near_names_and_the_place_of_the_registr
     assert caught.value.remedy == "did you mean alpaca_zh?"
 
 
-def test_the_hub_comes_before_the_script_and_the_script_before_nothing(write: Write) -> None:
+def test_the_hub_comes_before_the_script_and_the_script_before_the_file(write: Write) -> None:
     directory = registry_of(
         write,
         hub={"hf_hub_url": "owner/name", "script_url": "s", "file_name": "a.json", "subset": "zh", "split": "test"},
-        both={"script_url": "s", "file_name": "a.json"},
-        script={"script_url": "belle_multiturn"},
+        script={"script_url": "belle_multiturn", "file_name": "a.json"},
+        other_script={"script_url": "of_my_own", "file_name": "a.json"},
+        folder={"hf_hub_url": "owner/code", "folder": "python"},
     )
     assert resolve("hub", directory).hub == HubDataset("owner/name", "zh", "test")
     assert resolve("hub:owner/name", directory).hub == HubDataset("owner/name")
-    assert resolve("both", directory).path == directory / "a.json"
-    with pytest.raises(DataError, match=r"dataset_info\.json: script: script_url cannot be read") as caught:
-        resolve("script", directory)
-    assert "file_name" in (caught.value.remedy or "")
+    assert resolve("folder", directory).hub == HubDataset("owner/code", folder="python")
+    assert resolve("script", directory).hub == HubDataset("BelleGroup/multiturn_chat_0.8M")
+    assert resolve("other_script", directory).path == directory / "a.json"
+
+
+def test_load_from_chooses_among_the_places_of_an_entry(write: Write) -> None:
+    places = {"hf_hub_url": "owner/name", "ms_hub_url": "owner/name", "file_name": "a.json"}
+    directory = registry_of(
+        write, **{place: {**places, "load_from": place} for place in ("hf_hub", "ms_hub", "om_hub", "file")}
+    )
+    assert resolve("hf_hub", directory).hub == HubDataset("owner/name")
+    assert resolve("file", directory).path == directory / "a.json"
+    with pytest.raises(DataError, match="ms_hub_url cannot be read: it lies on ModelScope"):
+        resolve("ms_hub", directory)
+    with pytest.raises(DataError, match="expected om_hub_url, because of load_from: om_hub"):
+        resolve("om_hub", directory)
+
+
+def test_a_format_is_named_by_the_entry_or_by_the_setting(write: Write) -> None:
+    directory = registry_of(write, a={"file_name": "f", "format": "hc3_prefer_human"}, b={"file_name": "f"})
+    assert resolve("a", directory).format_name == "hc3_prefer_human"
+    assert resolve("a", directory, format_name="hc3").format_name == "hc3"
+    assert resolve("b", directory).format_name is None
 
 
 def test_columns_are_renamed_and_those_not_named_are_absent(write: Write) -> None:
@@ -111,6 +132,14 @@ def test_sharegpt_without_columns_reads_conversations(write: Write) -> None:
         ({"file_name": "f", "columns": {"promt": "a"}}, "unknown column 'promt'"),
         ({"file_name": "f", "columns": {"images": "a"}}, "'images' is not supported"),
         ({"columns": {}}, "found no source"),
+        ({"file_name": "f", "format": "hc33"}, "unknown format 'hc33'"),
+        ({"file_name": "f", "formatting": "sharegpt", "tags": {"rol_tag": "a"}}, "unknown tag 'rol_tag'"),
+        ({"file_name": "f", "split": "test"}, "split chooses a part of a hub dataset"),
+        ({"script_url": "of_my_own"}, "script_url cannot be read: it is a program"),
+        ({"script_url": "../example_dataset"}, "script_url '../example_dataset' leads out of"),
+        ({"script_url": "example_dataset"}, r"found no examples\.json in .*example_dataset"),
+        ({"ms_hub_url": "owner/name"}, "ms_hub_url cannot be read: it lies on ModelScope"),
+        ({"cloud_file_name": "s3://bucket/f.jsonl"}, "cloud_file_name cannot be read: it lies in cloud storage"),
     ],
 )
 def test_an_entry_that_cannot_be_read_is_refused_only_when_asked_for(

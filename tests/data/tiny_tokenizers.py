@@ -70,3 +70,22 @@ def build_tokenizer(
     )
     fast.chat_template = chat_template
     return fast
+
+
+def build_letter_tokenizer(*, adds_bos: bool = False) -> PreTrainedTokenizerFast:
+    """A token for every byte and every special token, and no other: its ids depend on no library's training."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIAL)
+    if adds_bos:
+        begin = ("<s>", len(letters) + SPECIAL.index("<s>"))
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[begin])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens=list(SPECIAL[3:]),
+    )

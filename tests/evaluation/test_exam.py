@@ -180,6 +180,19 @@ def test_answers_that_read_the_same_are_no_pair_and_no_probe() -> None:
     assert "good_twice" not in {probe.kind for probe in paper.probes}
 
 
+def test_answers_that_the_data_score_alike_are_not_compared() -> None:
+    rows = [(("a one", "b two", "c three"), (2.0, 1.0, 1.0)), (("d four", "e five"), ())]
+    examples = [
+        Example("ranking", (Message("user", f"q{i}"),), answers, Origin("a"), scores=scores)
+        for i, (answers, scores) in enumerate(rows)
+    ]
+    paper = set_paper(examples, read, seed=0, max_samples=9)
+    assert {question.answers: question.pairs for question in paper.questions} == {
+        rows[0][0]: [(0, 1), (0, 2)],
+        rows[1][0]: [(0, 1)],
+    }
+
+
 def test_a_paper_is_the_same_for_the_same_seed_and_no_longer_than_asked() -> None:
     examples = World(0).held_out_pairs(30)
     papers = [set_paper(examples, read, seed=seed, max_samples=12) for seed in (0, 0, 1)]

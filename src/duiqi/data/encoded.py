@@ -116,13 +116,13 @@ def encode_prompts(
 def encode_rankings(
     template: Template, tokenizer: PreTrainedTokenizerBase, *, examples: Sequence[Example], budget: TokenBudget
 ) -> EncodedData[EncodedRanking]:
-    """Every ranking that still has two different answers.
+    """Every ranking that still has two different answers, one better than the other.
 
     Raises:
         DataError: No ranking has.
     """
     rankings = [encode_ranking(template, tokenizer, example=example, budget=budget) for example in examples]
-    kept = [(item, example) for item, example in zip(rankings, examples, strict=True) if len(item.answers) > 1]
+    kept = [(item, example) for item, example in zip(rankings, examples, strict=True) if item.pairs]
     if not kept:
         raise DataError(
             "in every row the answers are the same once they are cut",
@@ -140,7 +140,7 @@ def encode_rankings(
         duplicates=_count_repeats(items, lambda item: (tuple(item.prompt_ids), *map(tuple, item.answers))),
         repeated_answers=sum(item.answers_dropped for item in items),
         identical_rankings=tuple(
-            example.origin for item, example in zip(rankings, examples, strict=True) if len(item.answers) < 2
+            example.origin for item, example in zip(rankings, examples, strict=True) if not item.pairs
         ),
     )
     return EncodedData(items, [example for _, example in kept], report)

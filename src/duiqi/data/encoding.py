@@ -11,7 +11,7 @@ from duiqi.data.named_templates import Segment
 from duiqi.data.templates import Template
 from duiqi.errors import DataError, SettingsError
 from duiqi.packing.batch import Family
-from duiqi.types import Example, Message
+from duiqi.types import Example, Message, ranked_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,6 +102,13 @@ class EncodedRanking:
     answers_truncated: int
     answers_dropped: int
     """Answers that repeat a better one, from the start or after being cut."""
+    scores: tuple[float, ...] = ()
+    """What the data scored the answers that are left; empty when it does not say."""
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The places of every (better, worse) pair of answers; equal scores make none."""
+        return ranked_pairs(self.answers, self.scores)
 
     @property
     def family(self) -> Family:
@@ -263,9 +270,18 @@ def encode_ranking(
         encode_answer(template, tokenizer, messages=example.prompt, answer=answer, max_answer_tokens=room)
         for answer in example.answers
     ]
-    answers = [list(ids) for ids in dict.fromkeys(tuple(ids) for ids, _ in encoded)]
+    first_places: dict[tuple[int, ...], int] = {}
+    for place, (ids, _) in enumerate(encoded):
+        first_places.setdefault(tuple(ids), place)
     num_cut = sum(cut for _, cut in encoded)
-    return EncodedRanking(prompt.input_ids, answers, prompt.truncated, num_cut, len(encoded) - len(answers))
+    return EncodedRanking(
+        prompt.input_ids,
+        [list(ids) for ids in first_places],
+        prompt.truncated,
+        num_cut,
+        len(encoded) - len(first_places),
+        tuple(example.scores[place] for place in first_places.values()) if example.scores else (),
+    )
 
 
 def learned_spans(sequence: EncodedSequence, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:

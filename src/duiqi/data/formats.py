@@ -1,35 +1,27 @@
-"""How a row of any known format becomes an `Example`; the columns of a dataset's first row tell the format.
+"""The table of formats: which columns make each, what its rows can teach, and the function that converts them.
 
-In alpaca rows the question is instruction, line break, input, as in LLaMA-Factory (ChatGLM-Efficient-Tuning joined the
-two with nothing between).
+The columns of a dataset's first row tell the format, unless the data's entry or the setting names it. The functions
+live in `duiqi.data.rows`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from duiqi.data.reading import describe
-from duiqi.errors import DataError
-from duiqi.types import Example, ExampleKind, Message, Origin, Role, last_user_text
+from duiqi.data.reading import BadRow, Row
+from duiqi.data.rows import answered, preferred, trees
+from duiqi.data.rows.answered import ASKED_COLUMNS, COMPLETION_COLUMNS, INSTRUCTED_COLUMNS
+from duiqi.data.rows.columns import Fields, has, is_yes_or_no
+from duiqi.data.rows.turns import is_open_transcript, is_transcript
+from duiqi.errors import DataError, did_you_mean
+from duiqi.types import Example, ExampleKind, Origin
 
-Fields = Mapping[str, Any]
-Messages = tuple[Message, ...]
 
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-}
-COMPLETION_COLUMNS = ("completion", "response", "output")
-LARGEST_MARGIN = 1e6
-"""In score units, which rarely leave the tens: anything above, nan among it, is no margin."""
+def never(_row: Fields) -> bool:
+    """For formats that columns alone do not tell: they are taken when they are named."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +33,59 @@ class Format:
     kinds: frozenset[ExampleKind]
     """What its rows can teach."""
     recognise: Callable[[Fields], bool]
-    convert: Callable[[Fields, Origin], Example]
+    convert: Callable[[Fields, Origin], tuple[Example, ...]]
+    leaves_out: str = ""
+    """Why a row that is well written may make no example."""
+    gather: Callable[[Sequence[Row | BadRow]], list[Row | BadRow]] | None = None
+    """Makes the rows to convert out of those of the files, where one example takes several of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A format that is known and that nothing is learned from."""
+
+    recognise: Callable[[Fields], bool]
+    reason: str
+    remedy: str
 
 
 def recognise_format(row: Fields, origin: Origin) -> str:
     """The name of the format (a key of `FORMATS`) that the columns of `row` belong to.
 
     Raises:
-        DataError: No format has these columns.
+        DataError: No format has these columns, or no stage learns from it.
     """
+    for refusal in REFUSED:
+        if refusal.recognise(row):
+            raise DataError(refusal.reason, where=str(origin), remedy=refusal.remedy)
     for name, form in FORMATS.items():
         if form.recognise(row):
             return name
-    expected = "; ".join(f"{name} ({form.columns})" for name, form in FORMATS.items())
+    expected = "; ".join(f"{name} ({FORMATS[name].columns})" for name in PLAINEST)
     raise DataError(
-        f"found the columns {', '.join(row) or '(none)'}, expected those of one of: {expected}",
+        f"found the columns {', '.join(map(str, row)) or '(none)'}, expected for instance those of {expected}",
         where=str(origin),
-        remedy="rename the columns, or map them under `columns` in dataset_info.json",
+        remedy="rename the columns, or map them under `columns` in dataset_info.json; docs/data.md has all formats",
     )
 
 
-def convert(row: Fields, format_name: str, origin: Origin) -> Example:
-    """The example that a row of the named format stands for.
+def named_format(name: str, *, where: str) -> str:
+    """The name itself, where it is a format's.
+
+    Raises:
+        DataError: There is no such format.
+    """
+    if name not in FORMATS:
+        raise DataError(
+            f"unknown format {name!r}",
+            where=where,
+            remedy=did_you_mean(name, FORMATS) or f"one of {', '.join(FORMATS)}",
+        )
+    return name
+
+
+def convert(row: Fields, format_name: str, origin: Origin) -> tuple[Example, ...]:
+    """The examples that a row of the named format stands for: mostly one; none where the row settles nothing.
 
     Raises:
         DataError: The row is malformed: what was found and what was expected.
@@ -70,263 +93,172 @@ def convert(row: Fields, format_name: str, origin: Origin) -> Example:
     return FORMATS[format_name].convert(row, origin)
 
 
-def _alpaca(row: Fields, origin: Origin) -> Example:
-    answer = _text(row, "output", origin, may_be_empty=True)
-    return _demonstration(_alpaca_prompt(row, origin), answer, origin)
-
-
-def _comparison(row: Fields, origin: Origin) -> Example:
-    answers = row.get("output")
-    if not isinstance(answers, list):
-        _malformed("output", answers, "a list of answers, best first", origin)
-    return _ranking(_stated_prompt(row, origin), answers, row, origin)
-
-
-def _preference(row: Fields, origin: Origin) -> Example:
-    """Two answers to one prompt, which stands in columns of its own or at the head of both message lists."""
-    stated = _stated_prompt(row, origin)
-    prompts, answers = zip(*(_reply(row, column, stated, origin) for column in ("chosen", "rejected")), strict=True)
-    if prompts[0] != prompts[1]:
-        raise DataError("chosen and rejected answer different prompts, expected the same prompt", where=str(origin))
-    return _ranking(prompts[0], answers, row, origin)
-
-
-def _hh_rlhf(row: Fields, origin: Origin) -> Example:
-    """Two whole transcripts that differ in their last answer."""
-    prompts, answers = [], []
-    for column in ("chosen", "rejected"):
-        turns = _transcript(_text(row, column, origin))
-        if not turns or turns[-1].role != "assistant":
-            raise DataError(f"{column}: found a transcript that does not end in an answer", where=str(origin))
-        prompts.append(_checked(turns[:-1], column, origin))
-        answers.append(turns[-1].content)
-    if prompts[0] != prompts[1]:
-        raise DataError("chosen and rejected differ before their last answer, expected one prompt", where=str(origin))
-    return _ranking(prompts[0], answers, row, origin)
-
-
-def _messages(row: Fields, origin: Origin) -> Example:
-    return _conversation(row, "messages", origin)
-
-
-def _sharegpt(row: Fields, origin: Origin) -> Example:
-    return _conversation(row, "conversations", origin)
-
-
-def _conversation(row: Fields, column: str, origin: Origin) -> Example:
-    messages = _with_system(row, _message_list(row.get(column), column, origin), origin)
-    if messages and messages[-1].role == "assistant":
-        return _demonstration(_checked(messages[:-1], column, origin), messages[-1].content, origin)
-    return _demonstration(_checked(messages, column, origin), "", origin)
-
-
-def _completion(row: Fields, origin: Origin) -> Example:
-    column = next((name for name in COMPLETION_COLUMNS if name in row), COMPLETION_COLUMNS[0])
-    prompt, answer = _reply(row, column, _stated_prompt(row, origin), origin, may_be_empty=True)
-    return _demonstration(prompt, answer, origin)
-
-
-def _prompt(row: Fields, origin: Origin) -> Example:
-    return _demonstration(_stated_prompt(row, origin), "", origin)
-
-
-def _plain_text(row: Fields, origin: Origin) -> Example:
-    return Example("text", (), (_text(row, "text", origin),), origin)
-
-
-def _demonstration(prompt: Messages, answer: str, origin: Origin) -> Example:
-    """One answer; where it is empty there is nothing to learn, and the row is a prompt."""
-    if answer.strip():
-        return Example("demonstration", prompt, (answer,), origin)
-    return Example("prompt", prompt, (), origin)
-
-
-def _ranking(prompt: Messages, answers: Sequence[Any], row: Fields, origin: Origin) -> Example:
-    """Several answers, best first. Repetitions among them are left to the encoding, which drops and counts them."""
-    if not prompt:
-        raise DataError("found no prompt, expected one for the answers to reply to", where=str(origin))
-    for answer in answers:
-        if not isinstance(answer, str) or not answer.strip():
-            _malformed("one of the answers", answer, "text", origin)
-    if len(answers) < 2:
-        raise DataError(f"found {len(answers)} answer, expected at least two, best first", where=str(origin))
-    return Example("ranking", prompt, tuple(answers), origin, margin=_margin(row, origin))
-
-
-def _margin(row: Fields, origin: Origin) -> float:
-    value = row.get("margin")
-    if value is None:
-        return 0.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_MARGIN:
-        _malformed("margin", value, f"a number of at most {LARGEST_MARGIN:g}", origin)
-    return float(value)
-
-
-def _stated_prompt(row: Fields, origin: Origin) -> Messages:
-    """The prompt that stands in columns of its own; empty when it is part of the answers' message lists."""
-    if "messages" in row or "conversations" in row:
-        column = "messages" if "messages" in row else "conversations"
-        messages = _with_system(row, _message_list(row[column], column, origin), origin)
-        return _checked(messages, column, origin)
-    if "instruction" in row:
-        return _alpaca_prompt(row, origin)
-    match row.get("prompt"):
-        case None:
-            return ()
-        case list():
-            return _checked(_message_list(row["prompt"], "prompt", origin), "prompt", origin)
-        case _:
-            text = _text(row, "prompt", origin)
-            turns = _transcript(text) if _is_transcript(text) else (*_history(row, origin), Message("user", text))
-            return _checked(_with_system(row, turns, origin), "prompt", origin)
-
-
-def _alpaca_prompt(row: Fields, origin: Origin) -> Messages:
-    instruction = _text(row, "instruction", origin, may_be_empty=True)
-    given = _text(row, "input", origin, may_be_empty=True)
-    question = "\n".join(part for part in (instruction, given) if part)
-    if not question.strip():
-        _malformed("instruction", row.get("instruction"), "a question", origin)
-    turns = (*_history(row, origin), Message("user", question))
-    return _checked(_with_system(row, turns, origin), "history", origin)
-
-
-def _history(row: Fields, origin: Origin) -> Messages:
-    history = row.get("history") or []
-    if not isinstance(history, list):
-        _malformed("history", history, "a list of [question, answer]", origin)
-    turns: list[Message] = []
-    for pair in history:
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            _malformed("history", pair, "pairs of text [question, answer]", origin)
-        turns += Message("user", pair[0]), Message("assistant", pair[1])
-    return tuple(turns)
-
-
-def _with_system(row: Fields, messages: Messages, origin: Origin) -> Messages:
-    """The messages behind the row's own system message, where it has one and they have none."""
-    system = _text(row, "system", origin, may_be_empty=True)
-    if not system.strip() or (messages and messages[0].role == "system"):
-        return messages
-    return (Message("system", system), *messages)
-
-
-def _reply(
-    row: Fields, column: str, stated: Messages, origin: Origin, *, may_be_empty: bool = False
-) -> tuple[Messages, str]:
-    """The prompt and the answer that one column gives: text, a message, or messages with or without the prompt."""
+def _is_list(row: Fields, column: str, of: type) -> bool:
     value = row.get(column)
-    if not isinstance(value, list | dict):
-        answer = _text(row, column, origin, may_be_empty=may_be_empty)
-        return stated, answer.removeprefix(" ") if _is_transcript(row.get("prompt")) else answer
-    messages = _message_list(value if isinstance(value, list) else [value], column, origin)
-    if not messages or messages[-1].role != "assistant":
-        raise DataError(f"{column}: found no answer at its end, expected an assistant message", where=str(origin))
-    *earlier, answer_message = messages
-    if not earlier:
-        return stated, answer_message.content
-    prompt = _checked(tuple(earlier), column, origin)
-    if stated and stated != prompt and last_user_text(stated) != last_user_text(prompt):
-        raise DataError(f"{column} begins with another prompt than the one stated", where=str(origin))
-    return prompt, answer_message.content
-
-
-def _message_list(value: Any, column: str, origin: Origin) -> Messages:
-    if not isinstance(value, list):
-        _malformed(column, value, "a list of messages", origin)
-    messages = []
-    for item in value:
-        if not isinstance(item, dict):
-            _malformed(column, item, "messages with role and content (or from and value)", origin)
-        role, content = (item["role"], item.get("content")) if "role" in item else (item.get("from"), item.get("value"))
-        if not isinstance(role, str) or role not in ROLES:
-            _malformed(f"{column}: role", role, "system, user (human) or assistant (gpt)", origin)
-        if not isinstance(content, str):
-            _malformed(f"{column}: content of {role}", content, "text", origin)
-        messages.append(Message(ROLES[role], content))
-    return tuple(messages)
-
-
-def _checked(messages: Messages, column: str, origin: Origin) -> Messages:
-    """The prompt itself, after checking its turns: a system message or none, then user and assistant by turns."""
-    turns = messages[1:] if messages and messages[0].role == "system" else messages
-    for number, message in enumerate(turns, start=1):
-        expected = "user" if number % 2 else "assistant"
-        if message.role != expected:
-            raise DataError(f"{column}: turn {number} is {message.role}'s, expected {expected}'s", where=str(origin))
-        if not message.content.strip():
-            raise DataError(f"{column}: turn {number} is empty, expected text", where=str(origin))
-    if not turns or turns[-1].role != "user":
-        raise DataError(f"{column}: found no last turn of the user, expected a question", where=str(origin))
-    return messages
-
-
-def _is_transcript(value: Any) -> bool:
-    return isinstance(value, str) and re.match(r"\s*Human:.*Assistant:\s*$", value, re.DOTALL) is not None
-
-
-def _transcript(text: str) -> Messages:
-    """The turns of `Human: ... Assistant: ...`; an open `Assistant:` at the end is no turn."""
-    text = re.sub(r"\s*Assistant:\s*$", "", text)
-    pieces = re.split(r"(?:^\s*|\n\n)(Human|Assistant):", text)
-    roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
-    return tuple(
-        Message(roles[speaker], words.strip()) for speaker, words in zip(pieces[1::2], pieces[2::2], strict=True)
-    )
-
-
-def _text(row: Fields, column: str, origin: Origin, *, may_be_empty: bool = False) -> str:
-    value = row.get(column)
-    if value is None and may_be_empty:
-        return ""
-    if not isinstance(value, str) or not (may_be_empty or value.strip()):
-        _malformed(column, value, "text", origin)
-    return value
-
-
-def _malformed(column: str, value: Any, expected: str, origin: Origin) -> NoReturn:
-    raise DataError(f"{column}: found {describe(value)}, expected {expected}", where=str(origin))
-
-
-def _has(row: Fields, *columns: str) -> bool:
-    return all(column in row for column in columns)
-
-
-def _has_transcripts(row: Fields) -> bool:
-    chosen = row.get("chosen")
-    return _has(row, "chosen", "rejected") and isinstance(chosen, str) and chosen.startswith("\n\nHuman:")
+    return isinstance(value, list) and bool(value) and isinstance(value[0], of)
 
 
 def _has_question(row: Fields) -> bool:
     return "instruction" in row or "prompt" in row
 
 
+def _has_completion(row: Fields) -> bool:
+    *columns, label = COMPLETION_COLUMNS
+    return has(row, "prompt") and (any(map(row.__contains__, columns)) or isinstance(row.get(label), str))
+
+
+def _has_liking(row: Fields) -> bool:
+    answers: tuple[Any, ...] = ("messages", "conversations", *COMPLETION_COLUMNS[:-1])
+    return "kto_tag" in row or (is_yes_or_no(row.get("label")) and any(map(row.__contains__, answers)))
+
+
+def _has_instruction(row: Fields) -> bool:
+    return ("instruction" in row or "input" in row) and any(map(row.__contains__, INSTRUCTED_COLUMNS))
+
+
 RANKING: frozenset[ExampleKind] = frozenset({"ranking"})
 CONVERSATION: frozenset[ExampleKind] = frozenset({"demonstration", "prompt"})
+TREE: frozenset[ExampleKind] = frozenset({"demonstration", "ranking"})
 PROMPT: frozenset[ExampleKind] = frozenset({"prompt"})
 TEXT: frozenset[ExampleKind] = frozenset({"text"})
+FEEDBACK: frozenset[ExampleKind] = frozenset({"feedback"})
+
+_TIES = "all its answers are rated the same"
+_HC3 = "question, human_answers, chatgpt_answers"
 
 FORMATS: dict[str, Format] = {
-    "hh_rlhf": Format("chosen and rejected transcripts of Human: and Assistant:", RANKING, _has_transcripts, _hh_rlhf),
-    "preference": Format("prompt, chosen, rejected", RANKING, lambda row: _has(row, "chosen", "rejected"), _preference),
+    "oasst_trees": Format(
+        "prompt: a message with replies",
+        TREE,
+        lambda row: isinstance(row.get("prompt"), dict) and "replies" in row["prompt"],
+        trees.tree,
+        leaves_out="a tree has no answers of the kind that is wanted",
+    ),
+    "oasst_messages": Format(
+        "message_id, parent_id, text, role",
+        TREE,
+        lambda row: has(row, "message_id", "parent_id", "text", "role"),
+        trees.tree,
+        leaves_out="a tree has no answers of the kind that is wanted",
+        gather=trees.gather,
+    ),
+    "hh_rlhf": Format(
+        "chosen and rejected transcripts of Human: and Assistant:",
+        RANKING,
+        lambda row: has(row, "chosen", "rejected") and is_transcript(row["chosen"]),
+        preferred.hh_rlhf,
+    ),
+    "shp": Format(
+        "history, human_ref_A, human_ref_B, labels",
+        RANKING,
+        lambda row: has(row, "history", "human_ref_A", "human_ref_B"),
+        preferred.shp,
+    ),
+    "stack_exchange": Format(
+        "question, response_j, response_k",
+        RANKING,
+        lambda row: has(row, "question", "response_j", "response_k"),
+        preferred.stack_exchange,
+    ),
+    "webgpt": Format(
+        "question, answer_0, answer_1, score_0, score_1",
+        RANKING,
+        lambda row: has(row, "question", "answer_0", "answer_1"),
+        preferred.webgpt,
+        leaves_out=_TIES,
+    ),
+    "comparison_gpt4": Format(
+        "user_input, responses_and_scores",
+        RANKING,
+        lambda row: has(row, "user_input", "responses_and_scores"),
+        preferred.comparison_gpt4,
+        leaves_out="its best answer has not more than 5 points, or its worst not less",
+    ),
+    "ultrafeedback": Format(
+        "instruction, completions: response and rating",
+        RANKING,
+        lambda row: _has_question(row) and _is_list(row, "completions", dict),
+        preferred.ultrafeedback,
+        leaves_out=_TIES,
+    ),
+    "feedback": Format("prompt, completion, label (or kto_tag)", FEEDBACK, _has_liking, preferred.feedback),
+    "preference": Format(
+        "prompt, chosen, rejected",
+        RANKING,
+        lambda row: has(row, "chosen", "rejected"),
+        preferred.preference,
+        leaves_out=_TIES,
+    ),
+    "single_round": Format(
+        "prompt, chosen, rejected; one question only",
+        RANKING,
+        never,
+        preferred.single_round,
+        leaves_out="its prompt is more than one question",
+    ),
     "comparison": Format(
         "instruction, output: a list of answers, best first",
         RANKING,
         lambda row: _has_question(row) and isinstance(row.get("output"), list),
-        _comparison,
+        preferred.comparison,
+        leaves_out=_TIES,
     ),
-    "messages": Format("messages: role, content", CONVERSATION, lambda row: _has(row, "messages"), _messages),
-    "sharegpt": Format("conversations: from, value", CONVERSATION, lambda row: _has(row, "conversations"), _sharegpt),
-    "alpaca": Format(
-        "instruction, input, output, history", CONVERSATION, lambda row: _has(row, "instruction", "output"), _alpaca
+    "hc3": Format(
+        _HC3,
+        CONVERSATION,
+        lambda row: has(row, "question", "chatgpt_answers"),
+        answered.hc3,
+        leaves_out="ChatGPT gave no answer",
+    ),
+    "hc3_prefer_human": Format(
+        _HC3, RANKING, never, answered.hc3_prefer_human, leaves_out="people or ChatGPT gave no answer"
+    ),
+    "hc3_prefer_chatgpt": Format(
+        _HC3, RANKING, never, answered.hc3_prefer_chatgpt, leaves_out="people or ChatGPT gave no answer"
+    ),
+    "messages": Format("messages: role, content", CONVERSATION, lambda row: has(row, "messages"), answered.messages),
+    "sharegpt": Format(
+        "conversations: from, value", CONVERSATION, lambda row: has(row, "conversations"), answered.sharegpt
+    ),
+    "ultrachat": Format(
+        "data: texts by turns",
+        CONVERSATION,
+        lambda row: _is_list(row, "data", str),
+        answered.ultrachat,
+        leaves_out="there is no answer",
+    ),
+    "belle": Format(
+        "instruction: a transcript of Human: and Assistant:, output",
+        CONVERSATION,
+        lambda row: _has_instruction(row) and is_open_transcript(row.get("instruction")),
+        answered.alpaca,
     ),
     "completion": Format(
-        "prompt, completion (or response, output)",
-        CONVERSATION,
-        lambda row: "prompt" in row and any(column in row for column in COMPLETION_COLUMNS),
-        _completion,
+        "prompt, completion (or response, output)", CONVERSATION, _has_completion, answered.completion
     ),
-    "prompt": Format("prompt, or instruction without output", PROMPT, _has_question, _prompt),
-    "text": Format("text", TEXT, lambda row: "text" in row, _plain_text),
+    "alpaca": Format("instruction, input, output, history", CONVERSATION, _has_instruction, answered.alpaca),
+    "firefly": Format("input, target", CONVERSATION, lambda row: has(row, "input", "target"), answered.firefly),
+    "zhihu_kol": Format(
+        "INSTRUCTION, RESPONSE", CONVERSATION, lambda row: has(row, "INSTRUCTION", "RESPONSE"), answered.zhihu_kol
+    ),
+    "question_answer": Format(
+        "question, answer (or query, response)",
+        CONVERSATION,
+        lambda row: any(has(row, *names) for names in ASKED_COLUMNS),
+        answered.question_answer,
+    ),
+    "prompt": Format("prompt, or instruction without output", PROMPT, _has_question, answered.prompt),
+    "text": Format("text", TEXT, lambda row: "text" in row, answered.plain_text),
 }
 """Tried in this order: the more particular comes first."""
+
+PLAINEST = ("alpaca", "comparison", "preference", "messages", "sharegpt", "feedback", "prompt", "text")
+"""What messages suggest, one of each kind."""
+
+REFUSED: tuple[Refusal, ...] = (
+    Refusal(
+        lambda row: has(row, "completions", "labels") and isinstance(row["completions"], list),
+        "found completions and labels: judgements of the steps of one answer, from which no stage learns",
+        "for a reward model, write whole answers as prompt, chosen and rejected",
+    ),
+)

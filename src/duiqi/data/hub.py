@@ -25,15 +25,17 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_hub(name: str, *, subset: str | None = None, split: str = "train") -> list[dict[str, Any]]:
-    """All rows of one split of a hub dataset, from the local cache or the network.
+def read_hub(
+    name: str, *, subset: str | None = None, split: str = "train", folder: str | None = None
+) -> list[dict[str, Any]]:
+    """All rows of one split of a hub dataset, or of one folder of it, from the local cache or the network.
 
     Raises:
         DataError: The hub or the cache does not give the dataset; the library's own reason is quoted.
     """
     datasets = _datasets(f"the hub dataset {name}")
     try:
-        return [dict(row) for row in datasets.load_dataset(name, subset, split=split)]
+        return [dict(row) for row in datasets.load_dataset(name, subset, data_dir=folder, split=split)]
     except Exception as error:  # the library raises whatever its many back ends raise
         raise DataError(
             f"the hub dataset cannot be loaded: {error}",

@@ -17,7 +17,7 @@ from duiqi.data.registry import DatasetSource, DatasetSpec, resolve
 from duiqi.errors import DataError
 from duiqi.types import Example, ExampleKind, Message, Origin
 
-Need = Literal["text", "prompt", "demonstration", "ranking", "conversation"]
+Need = Literal["text", "prompt", "demonstration", "ranking", "feedback", "conversation"]
 """What a stage asks for: an `ExampleKind`, or "conversation": prompts with whatever answers they have."""
 
 
@@ -42,11 +42,21 @@ class DatasetReport:
     """Examples taken after skipping and capping."""
     files: tuple[FileFingerprint, ...]
     notes: tuple[str, ...] = ()
+    left_out: int = 0
+    """Rows that are well written and make no example of the kind that is wanted."""
+    several: bool = False
+    """Whether a row made more than one example."""
 
     def lines(self) -> list[str]:
         """Plain sentences for the terminal."""
+        form = FORMATS[self.format]
         taken = f"{self.used} of {self.rows} rows" if self.used != self.rows else f"{self.rows} rows"
-        return [f"{self.name}: {self.format} format ({FORMATS[self.format].columns}), {taken}", *self.notes]
+        if self.several:
+            taken = f"{self.used} examples of {self.rows} rows"
+        lines = [f"{self.name}: {self.format} format ({form.columns}), {taken}", *self.notes]
+        if self.left_out:
+            lines.append(f"rows of {self.name} left out, because {form.leaves_out}: {self.left_out}")
+        return lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +109,31 @@ def load_examples(
     reports: list[DatasetReport] = []
     rejects: list[BadRow] = []
     for spec in specs:
-        source = resolve(spec.name, dataset_dir)
+        source = resolve(spec.name, dataset_dir, format_name=spec.format)
+        if need == "text" and source.column_map is not None:
+            source = replace(source, column_map=source.column_map.for_text())
         files, notes = _read(source)
         rows = [row for file in files for row in file.rows]
-        format_name = _format_of(rows, source, need)
-        converted: list[Example] = []
-        for outcome in _convert_rows(rows, source, format_name, need):
-            if isinstance(outcome, BadRow):
-                rejects.append(outcome)
-            else:
-                converted.append(outcome)
+        form = _format_of(rows, source, need)
+        gather = FORMATS[form].gather
+        found = list(_convert_rows(rows if gather is None else gather(rows), source, form, need))
+        rejects += [outcome for outcome in found if isinstance(outcome, BadRow)]
+        made = [outcome for outcome in found if not isinstance(outcome, BadRow)]
         caps = [cap for cap in (spec.cap, source.num_samples, max_samples) if cap is not None]
-        taken = _sample(converted, min(caps, default=None), f"{seed}:{spec.name}")
+        taken = _sample([example for own in made for example in own], min(caps, default=None), f"{seed}:{spec.name}")
         examples += taken
-        fingerprints = tuple(FileFingerprint(file.path, file.sha256, len(file.rows)) for file in files)
-        reports.append(DatasetReport(spec.name, format_name, len(rows), len(taken), fingerprints, tuple(notes)))
+        reports.append(
+            DatasetReport(
+                spec.name,
+                form,
+                len(rows),
+                len(taken),
+                tuple(FileFingerprint(file.path, file.sha256, len(file.rows)) for file in files),
+                tuple(notes),
+                left_out=sum(not own for own in made),
+                several=any(len(own) > 1 for own in made),
+            )
+        )
     if len(rejects) > max_bad_rows:
         _refuse(rejects)
     if not examples:
@@ -156,11 +176,13 @@ def _read(source: DatasetSource) -> tuple[list[SourceFile], list[str]]:
     """The files of a dataset, and what should be said about them."""
     if source.hub is not None:
         hub = source.hub
-        fields = read_hub(hub.name, subset=hub.subset, split=hub.split)
+        fields = read_hub(hub.name, subset=hub.subset, split=hub.split, folder=hub.folder)
         contents = "\n".join(json.dumps(row, ensure_ascii=False, sort_keys=True, default=str) for row in fields)
         rows = tuple(Row(row, f"hub:{hub.name}", number) for number, row in enumerate(fields, start=1))
         return [SourceFile(f"hub:{hub.name}", hashlib.sha256(contents.encode()).hexdigest(), rows)], []
-    assert source.path is not None, "a source has a path or lies on the hub"
+    if source.files:
+        return [read_file(path) for path in source.files], []
+    assert source.path is not None, "a source has a path or files, or lies on the hub"
     notes = []
     if source.sha1 and source.path.is_file():
         found = hashlib.sha1(source.path.read_bytes()).hexdigest()
@@ -170,7 +192,7 @@ def _read(source: DatasetSource) -> tuple[list[SourceFile], list[str]]:
 
 
 def _format_of(rows: Sequence[Row | BadRow], source: DatasetSource, need: Need) -> str:
-    """The format of a dataset, told from its first good row, after checking that it can give what is needed."""
+    """The format of a dataset, as it is named or its first good row tells it, if it can give what is needed."""
     first = next((row for row in rows if isinstance(row, Row)), None)
     if first is None:
         _refuse([row for row in rows if isinstance(row, BadRow)])
@@ -185,7 +207,7 @@ def _format_of(rows: Sequence[Row | BadRow], source: DatasetSource, need: Need) 
                 where=str(origin),
                 remedy=f"correct `columns` of {source.name} in dataset_info.json",
             )
-    name = recognise_format(fields, origin)
+    name = source.format_name or recognise_format(fields, origin)
     kinds = FORMATS[name].kinds
     if source.ranking and "ranking" not in kinds:
         raise DataError(
@@ -196,33 +218,51 @@ def _format_of(rows: Sequence[Row | BadRow], source: DatasetSource, need: Need) 
         raise DataError(
             f"{source.name} is in {name} format ({FORMATS[name].columns}), expected {WANTED[need]}",
             where=str(origin),
-            remedy=REMEDIES[need],
+            remedy=LIKED_REMEDY if kinds == {"feedback"} and need != "text" else REMEDIES[need],
         )
     return name
 
 
 def _convert_rows(
     rows: Sequence[Row | BadRow], source: DatasetSource, format_name: str, need: Need
-) -> Iterator[Example | BadRow]:
+) -> Iterator[list[Example] | BadRow]:
+    """What each row gives: the examples of the kind that is needed, perhaps none, or the reason why it is no good."""
     for row in rows:
         if isinstance(row, BadRow):
             yield row
             continue
         try:
             fields = row.fields if source.column_map is None else source.column_map.rename(row.fields)
-            example = convert(fields, format_name, Origin(source.name, row.file, row.line))
+            made = convert(fields, format_name, Origin(source.name, row.file, row.line))
         except DataError as error:
             yield BadRow(row.file, row.line, error.problem, row.fields)
             continue
         except RecursionError:
             yield BadRow(row.file, row.line, "lists within lists within lists, too deep to be read")
             continue
-        if example.kind not in ACCEPTED[need]:
+        wanted = _of_need(made, need)
+        if not wanted and made and all(example.kind == "prompt" for example in made):
             yield BadRow(row.file, row.line, f"found no answer, expected {WANTED[need]}", row.fields)
-            continue
-        if source.system and example.prompt and example.prompt[0].role != "system":
-            example = replace(example, prompt=(Message("system", source.system), *example.prompt))
-        yield replace(example, kind="prompt", answers=(), margin=0.0) if need == "prompt" else example
+        else:
+            yield [_with_system(example, source.system) for example in wanted] if source.system else wanted
+
+
+def _of_need(made: Sequence[Example], need: Need) -> list[Example]:
+    """Those that a stage can use: as prompts, each prompt of a row once; as conversations, no answer of a row twice."""
+    usable = [example for example in made if example.kind in ACCEPTED[need]]
+    if need == "prompt":
+        asked = {example.prompt: example.origin for example in usable}
+        return [Example("prompt", prompt, (), origin) for prompt, origin in asked.items()]
+    if need == "conversation" and len(usable) > 1:
+        ranked = {example.prompt for example in usable if example.kind == "ranking"}
+        return [example for example in usable if example.kind == "ranking" or example.prompt not in ranked]
+    return usable
+
+
+def _with_system(example: Example, system: str) -> Example:
+    if not example.prompt or example.prompt[0].role == "system":
+        return example
+    return replace(example, prompt=(Message("system", system), *example.prompt))
 
 
 def _sample(examples: list[Example], cap: int | None, seed: str) -> list[Example]:
@@ -244,12 +284,13 @@ def _place(row: BadRow) -> str:
     return f"{row.file}:{row.line}"
 
 
-CONVERSATIONS: frozenset[ExampleKind] = frozenset({"prompt", "demonstration", "ranking"})
+CONVERSATIONS: frozenset[ExampleKind] = frozenset({"prompt", "demonstration", "ranking", "feedback"})
 ACCEPTED: dict[Need, frozenset[ExampleKind]] = {
     "text": frozenset({"text"}),
     "prompt": CONVERSATIONS,
     "demonstration": frozenset({"demonstration"}),
     "ranking": frozenset({"ranking"}),
+    "feedback": frozenset({"feedback"}),
     "conversation": CONVERSATIONS,
 }
 WANTED: dict[Need, str] = {
@@ -257,6 +298,7 @@ WANTED: dict[Need, str] = {
     "prompt": "prompts",
     "demonstration": "one answer per row to learn from",
     "ranking": "at least two answers per row, best first",
+    "feedback": "one answer per row and whether it was liked",
     "conversation": "prompts, with or without answers",
 }
 REMEDIES: dict[Need, str] = {
@@ -265,5 +307,8 @@ REMEDIES: dict[Need, str] = {
     "demonstration": "rankings are for the rm and dpo stages, plain text for pretrain; "
     "to learn the best answers only, write them to a file of their own",
     "ranking": "rows with a single answer are for the sft stage; give `output: [better, worse]` or chosen and rejected",
+    "feedback": "pref_loss: kto reads rows of prompt, completion and label; "
+    "pairs and rankings are for the other losses, kto_pair among them",
     "conversation": "give rows with a prompt or an instruction; plain text is for the pretrain stage",
 }
+LIKED_REMEDY = "rows that say whether an answer was liked are for the dpo stage with pref_loss: kto"

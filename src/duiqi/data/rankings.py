@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Literal
 
 import torch
@@ -55,7 +54,7 @@ def collate_rankings(
     weighting: PairWeighting,
     balance: LengthBalance | None = None,
 ) -> RankingBatch:
-    """The rankings as one batch; K answers make K(K-1)/2 pairs.
+    """The rankings as one batch; K answers make K(K-1)/2 pairs, less those of equal scores.
 
     With `weighting="prompt"` the pairs of a ranking share the weight 1, so that a prompt with ten answers does not
     outweigh 45 prompts with two (Ouyang et al. 2022, equation 1). `balance` multiplies the weights by its own.
@@ -69,9 +68,9 @@ def collate_rankings(
     for ranking, margin, source in zip(rankings, margins, sources, strict=True):
         first, count = num_answers, len(ranking.answers)
         num_answers += count
-        pairs = list(combinations(range(first, first + count), 2))
-        better += [i for i, _ in pairs]
-        worse += [j for _, j in pairs]
+        pairs = ranking.pairs
+        better += [first + i for i, _ in pairs]
+        worse += [first + j for _, j in pairs]
         weight = 1.0 / len(pairs) if weighting == "prompt" else 1.0
         gaps = length_gaps(ranking)
         weights += [weight if balance is None else weight * balance.weight(gap) for gap in gaps]
@@ -111,7 +110,7 @@ def ranking_batches(
 
 def length_gaps(ranking: EncodedRanking) -> list[int]:
     """By pair, how many tokens the better answer has more than the worse one."""
-    return [len(better) - len(worse) for better, worse in combinations(ranking.answers, 2)]
+    return [len(ranking.answers[better]) - len(ranking.answers[worse]) for better, worse in ranking.pairs]
 
 
 def make_balance(data: EncodedData[EncodedRanking], *, weighting: PairWeighting) -> LengthBalance:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from random import Random
 from statistics import fmean, pstdev
 
@@ -28,7 +27,7 @@ from duiqi.evaluation.exam_result import (
 from duiqi.evaluation.exam_statistics import Rate, centred, correlation, quantiles, reliability, wilson, win
 from duiqi.evaluation.probes import FATAL, TITLES, Kind, Probe, make_probes
 from duiqi.rollouts.scoring import Candidate, Conversation
-from duiqi.types import Example, readable
+from duiqi.types import Example, ranked_pairs, readable
 
 PROBED_PROMPTS = 100
 """Prompts that probes are made of: with none of 100, the interval ends at 3.7 %."""
@@ -63,6 +62,13 @@ class Question:
     """Best first, at least two that read differently."""
     lengths: tuple[int, ...]
     source: str
+    scores: tuple[float, ...] = ()
+    """What the data scored them, where it says; answers it scored alike are not compared."""
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The places of every (better, worse) pair of answers."""
+        return ranked_pairs(self.answers, self.scores)
 
 
 @dataclass(frozen=True)
@@ -122,15 +128,17 @@ def set_paper(
         if len(questions) == max_samples:
             break
         example = examples[place]
-        readings: dict[Hashable, tuple[str, int]] = {}
-        for answer in example.answers:
+        readings: dict[Hashable, tuple[str, int, int]] = {}
+        for number, answer in enumerate(example.answers):
             reading = read(example.prompt, answer)
-            readings.setdefault(reading.row, (answer, reading.length))
-        if len(readings) < 2:
+            readings.setdefault(reading.row, (answer, reading.length, number))
+        answers, lengths, numbers = zip(*readings.values(), strict=True)
+        scores = tuple(example.scores[number] for number in numbers) if example.scores else ()
+        question = Question(example.prompt, answers, lengths, example.origin.dataset, scores)
+        if not question.pairs:
             continue
-        answers, lengths = zip(*readings.values(), strict=True)
         kept.append(example)
-        questions.append(Question(example.prompt, answers, lengths, example.origin.dataset))
+        questions.append(question)
         rows.append(frozenset(readings))
     probes = [
         probe
@@ -164,7 +172,7 @@ def mark(paper: Paper, scores: Sequence[float], *, stability: Stability, about: 
 def _pairs(paper: Paper, real: Sequence[Sequence[float]]) -> list[_Pair]:
     found: list[_Pair] = []
     for row, (question, scores) in enumerate(zip(paper.questions, real, strict=True)):
-        places = list(combinations(range(len(scores)), 2))
+        places = question.pairs
         found += [
             _Pair(row, scores[i] - scores[j], question.lengths[i], question.lengths[j], 1.0 / len(places))
             for i, j in places

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from duiqi.algorithms.loss import Loss
 from duiqi.data.encoding import EncodedRanking
+from duiqi.data.feedback import FeedbackBatch, collate_feedback
 from duiqi.data.rankings import RankingBatch, collate_rankings
 from duiqi.models.lean_decoding import LeanDecoder, is_worth_copying
 from duiqi.models.measure import measure_answers, measure_scores, measure_values
@@ -31,6 +32,7 @@ from duiqi.rollouts.cache import reserve
 from duiqi.rollouts.sampling import adjust_logits, draw, keep_likely, log_probs_of
 from duiqi.settings.stages import DPOConfig, PPOConfig, RewardModelConfig, StageConfig
 from duiqi.stages.dpo import preference_loss
+from duiqi.stages.feedback import both_log_probs, feedback_loss
 from duiqi.stages.ppo import shuffled
 from duiqi.stages.reward_model import ranking_loss
 from duiqi.training.likelihood import token_loss
@@ -205,6 +207,8 @@ class _Rehearsal:
         """The stage's own loss of a micro-batch, which is put together now and computed when called."""
         config, base = self.config, self.sketch.base
         shaped = measurable(families, packed=self.is_packed)
+        if isinstance(config, DPOConfig) and config.preference.pref_loss == "kto":
+            return lambda: self._liking_loss(config, _liked(shaped))
         if isinstance(config, RewardModelConfig | DPOConfig):
             batch = _ranked(shaped)
             if isinstance(config, RewardModelConfig):
@@ -214,6 +218,12 @@ class _Rehearsal:
         if isinstance(config, PPOConfig):
             return lambda: self._policy_loss(config, packed.to(base.device))
         return lambda: token_loss(base, packed)
+
+    def _liking_loss(self, config: DPOConfig, batch: FeedbackBatch) -> Loss:
+        """The loss of answers that were liked or not, and the passes over as many mismatched ones before it."""
+        base = self.sketch.base
+        both_log_probs(base, batch.sequences)
+        return feedback_loss(base, batch, settings=config.preference, memory=_Forgetful(None))
 
     def _policy_loss(self, config: PPOConfig, batch: PackedBatch) -> Loss:
         """What PPO's loss asks of the networks; the rest of it are a few numbers for every answer token."""
@@ -355,10 +365,18 @@ class _Forgetful(ReferenceMemory):
         del rankings, log_probs
 
 
+def _rankings(families: Sequence[Family]) -> list[EncodedRanking]:
+    """Families as rankings of which nothing was cut or dropped, the first answer the best."""
+    return [EncodedRanking(list(f.prompt), [list(a) for a in f.answers], False, 0, 0) for f in families]
+
+
+def _liked(families: Sequence[Family]) -> FeedbackBatch:
+    """Families of one answer each, every second one liked."""
+    liked = [place % 2 == 0 for place in range(len(families))]
+    return collate_feedback(_rankings(families), liked=liked, baseline=torch.zeros(()))
+
+
 def _ranked(families: Sequence[Family]) -> RankingBatch:
-    """Families as rankings, the first answer the best."""
-    rankings = [
-        EncodedRanking(list(f.prompt), [list(a) for a in f.answers], False, 0, 0)  # nothing was cut or dropped
-        for f in families
-    ]
+    """Families as a batch of rankings."""
+    rankings = _rankings(families)
     return collate_rankings(rankings, margins=[0.0] * len(rankings), sources=[""] * len(rankings), weighting="prompt")

@@ -11,12 +11,14 @@ from transformers import PreTrainedTokenizerBase
 
 from duiqi.data.encoded import encode_demonstrations, encode_rankings, pack_text
 from duiqi.data.encoding import encode_prompt
+from duiqi.data.feedback import encode_feedback
 from duiqi.data.loading import Need
 from duiqi.data.order import BatchPlan
 from duiqi.models.attention_kernels import SHORT
 from duiqi.packing.batch import Family
 from duiqi.packing.budget import deal
 from duiqi.settings.stages import DPOConfig, PPOConfig, PretrainConfig, RewardModelConfig, SFTConfig, StageConfig
+from duiqi.stages.dpo import data_need
 from duiqi.stages.materials import count_steps, make_budget, make_template, make_tokenizer, read_rows
 from duiqi.stages.reward_model import with_negatives
 from duiqi.stages.start import Start
@@ -31,10 +33,9 @@ NEEDS: dict[type[StageConfig], Need] = {
     PretrainConfig: "text",
     SFTConfig: "demonstration",
     RewardModelConfig: "ranking",
-    DPOConfig: "ranking",
     PPOConfig: "prompt",
 }
-"""What each stage asks of its data."""
+"""What each stage asks of its data; dpo asks for what its loss learns from."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def count_rows(config: StageConfig, start: Start) -> Rows:
     Raises:
         UserError: Data, tokenizer or template are missing or do not fit.
     """
-    examples, _ = read_rows(config.data, NEEDS[type(config)], seed=config.optimizer.seed)
+    need = data_need(config) if isinstance(config, DPOConfig) else NEEDS[type(config)]
+    examples, _ = read_rows(config.data, need, seed=config.optimizer.seed)
     if isinstance(config, RewardModelConfig):
         examples = with_negatives(examples, config)
     tokenizer = make_tokenizer(config.model, start)
@@ -186,4 +188,6 @@ def _encoded(
         train_on = "last" if config.history.mask_history else "all"
         found = encode_demonstrations(template, tokenizer, examples=examples, budget=budget, train_on=train_on)  # type: ignore[arg-type]
         return [item.family for item in found.items]
+    if isinstance(config, DPOConfig) and data_need(config) == "feedback":
+        return [item.family for item in encode_feedback(template, tokenizer, examples=examples, budget=budget).items]
     return [item.family for item in encode_rankings(template, tokenizer, examples=examples, budget=budget).items]

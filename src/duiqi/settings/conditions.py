@@ -102,6 +102,9 @@ _A_TRACKER = Condition(
 _SEVERAL_REWARDS = Condition(
     ("reward_model",), lambda value: "," in str(value), "several reward models", reason="one score has no spread"
 )
+_SEVERAL_DATASETS = Condition(
+    ("dataset",), lambda value: "," in str(value), "several datasets", reason="one has nothing to be mixed with"
+)
 _OUR_OWN_SERVER = (
     _one_of("rollout_engine", "vllm"),
     Condition(
@@ -131,6 +134,8 @@ ONLY_WITH: dict[str, tuple[Condition, ...]] = {
     "create_new_adapter": (_one_of("finetuning_type", "lora", "freeze", "p_tuning"),),
     "train_from_scratch": (_one_of("finetuning_type", "full"),),
     **dict.fromkeys(("eval_steps", "load_best_model_at_end", "num_eval_samples", "second_opinion"), (_EVALUATION,)),
+    "mix_strategy": (_SEVERAL_DATASETS,),
+    "interleave_probs": (_one_of("mix_strategy", "interleave_under", "interleave_over"),),
     "save_keep_every": (
         _above("save_steps", 0),
         Condition(
@@ -144,7 +149,11 @@ ONLY_WITH: dict[str, tuple[Condition, ...]] = {
     **dict.fromkeys(("run_name", "project"), (_A_TRACKER,)),
     "dpo_label_smoothing": (_one_of("pref_loss", "sigmoid"),),
     "simpo_gamma": (_one_of("pref_loss", "simpo"),),
-    **dict.fromkeys(("ref_model", "reuse_reference"), (_one_of("pref_loss", "sigmoid", "ipo", "hinge", "kto_pair"),)),
+    "pref_ftx": (_one_of("pref_loss", "sigmoid", "ipo", "hinge", "kto_pair", "orpo", "simpo", "cpo"),),
+    **dict.fromkeys(("kto_chosen_weight", "kto_rejected_weight"), (_one_of("pref_loss", "kto"),)),
+    **dict.fromkeys(
+        ("ref_model", "reuse_reference"), (_one_of("pref_loss", "sigmoid", "ipo", "hinge", "kto_pair", "kto"),)
+    ),
     "score_baseline": (_off("score_norm"),),
     "overlong_penalty": (_above("overlong_buffer", 0),),
     "short_answer_penalty": (_above("min_answer_length", 0),),

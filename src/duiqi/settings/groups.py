@@ -97,7 +97,8 @@ class DataSettings:
     """Data"""
 
     dataset: str
-    """Names in dataset_info.json or paths, separated by commas; name@1000 takes at most 1000 rows."""
+    """Names in dataset_info.json or paths, separated by commas; name@1000 takes at most 1000 rows, name[format] reads
+    them as that format."""
     dataset_dir: str = "data"
     """The folder of dataset_info.json and its files."""
     eval_dataset: str | None = None
@@ -108,6 +109,11 @@ class DataSettings:
     """Longest sequence in tokens (for pretraining: the block size)."""
     max_samples: Positive | None = None
     """At most this many rows of each dataset to learn from."""
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = "concat"
+    """How several datasets are mixed: concat takes every row once; interleave_under takes a row of each by turns until
+    the first is exhausted, interleave_over until the last is, the others beginning anew."""
+    interleave_probs: str | None = None
+    """How likely each dataset gives the next row, separated by commas: 0.7,0.3. Default: they take turns."""
     max_bad_rows: Count = 0
     """Malformed rows to skip (they are written to rejects.jsonl) before giving up."""
 
@@ -247,8 +253,8 @@ class RewardModelSettings:
 class PreferenceSettings:
     """Preference loss"""
 
-    pref_loss: Literal["sigmoid", "ipo", "hinge", "kto_pair", "orpo", "simpo", "cpo"] = "sigmoid"
-    """The loss: sigmoid is DPO."""
+    pref_loss: Literal["sigmoid", "ipo", "hinge", "kto_pair", "orpo", "simpo", "cpo", "kto"] = "sigmoid"
+    """The loss: sigmoid is DPO. kto learns from single answers that were liked or not, the others from pairs."""
     pref_beta: Annotated[float, Gt(0)] = 0.1
     """Strength of the pull towards the reference (for simpo: scale of the length-normalised log-probability)."""
     dpo_label_smoothing: Annotated[float, Ge(0), Le(0.5)] = 0.0
@@ -257,6 +263,10 @@ class PreferenceSettings:
     """Weight of an extra cross-entropy on the chosen answer."""
     simpo_gamma: NonNegative = 0.5
     """Target margin of simpo."""
+    kto_chosen_weight: NonNegative = 1.0
+    """What a liked answer weighs in kto."""
+    kto_rejected_weight: NonNegative = 1.0
+    """What an answer weighs that was not liked."""
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)

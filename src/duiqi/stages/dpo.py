@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,18 +21,23 @@ from duiqi.algorithms.preference import (
     orpo_loss,
     simpo_loss,
 )
+from duiqi.data.encoding import TokenBudget
+from duiqi.data.feedback import FeedbackBatch
+from duiqi.data.loading import Need
 from duiqi.data.rankings import RankingBatch, ranking_batches
-from duiqi.errors import GuardStop
+from duiqi.data.templates import Template
 from duiqi.guards.watch import HELD_OUT_PREFERENCE_ALARMS, PREFERENCE_ALARMS, read_limits
 from duiqi.journal.run import Run
 from duiqi.models.card import ModelCard
-from duiqi.models.measure import measure_answers
-from duiqi.models.quantized import rounds_activations
 from duiqi.models.saving import save_role
 from duiqi.models.shared_base import SharedBase
 from duiqi.settings.groups import PreferenceSettings
 from duiqi.settings.stages import DPOConfig
+from duiqi.stages.answer_log_probs import answer_log_probs, check_opening, reference_log_probs
+from duiqi.stages.feedback import batches_with_baseline, feedback_loss, prepare_feedback, refuse_single_rows
 from duiqi.stages.materials import (
+    Examples,
+    Rankings,
     begin,
     load_rows,
     make_budget,
@@ -51,17 +56,20 @@ from duiqi.training.reference import ReferenceMemory, memory_file
 from duiqi.training.session import BestBy, Session, kept
 from duiqi.types import StageResult
 
+AnyBatch = RankingBatch | FeedbackBatch
+Batches = Callable[..., Iterator[AnyBatch]]
+
 
 def run(config: DPOConfig, journal: Run) -> StageResult:
     """Raise the better answer against the worse one, relative to the reference (Rafailov et al. 2023, equation 7)."""
     read_limits(config.watch.watch_limits, (*PREFERENCE_ALARMS, *HELD_OUT_PREFERENCE_ALARMS))
     start = find_start(config.model)
-    rows = load_rows(config.data, "ranking", journal, seed=config.optimizer.seed)
+    rows = load_rows(config.data, data_need(config), journal, seed=config.optimizer.seed)
     tokenizer = make_tokenizer(config.model, start, journal.warn)
     template = make_template(config.prompt, tokenizer, start.card)
     budget = make_budget(config.data, config.prompt, max_answer_tokens=config.answer.max_target_length)
-    rankings = prepare_rankings(rows, template, tokenizer, budget)
-    data, held_out = rankings.train, rankings.held_out
+    prepared = prepare(config, rows, template, tokenizer, budget)
+    data, held_out = prepared.train, prepared.held_out
     base = make_base(config.model, config.tuning, start, num_tokens=len(tokenizer))
     seat_policy(base, start, config.tuning, opening=data.items[0].sequence(0).input_ids)
     needs_reference = config.preference.pref_loss in REFERENCED
@@ -74,11 +82,11 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
         base,
         start,
         template,
-        notes=rankings.notes,
+        notes=prepared.notes,
         reference=reference,
     )
 
-    batches = partial(ranking_batches, weighting="pair", packed=base.layout.is_packed)
+    batches = make_batches(base, config)
     plan, total_steps = plan_steps(len(data.items), config.optimizer, config.batch)
     learner = make_learner(base, config.optimizer, total_steps, journal)
     check_disk(
@@ -87,7 +95,7 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     if needs_reference and config.reference.ref_model is None:
         check_opening(base, next(batches(data, plan.rows(0), max_tokens=learner.budget.tokens)), journal)
     memory = open_memory(base, config) if needs_reference else None
-    loss_fn = partial(preference_loss, base, settings=config.preference, memory=memory)
+    loss_fn = make_loss(base, config.preference, memory)
     card = make_card("dpo", base, start, template)
 
     watching = Watching(
@@ -128,49 +136,44 @@ def run(config: DPOConfig, journal: Run) -> StageResult:
     return session.finish("dpo")
 
 
-OPENING_TOLERANCE = 1e-3
-"""How far apart the summed log-probabilities of an answer may be at step 0, in nats."""
-
-COARSE_TOLERANCE = 0.3
-"""The same where activations are rounded to 8 bits."""
-
-REFERENCED = frozenset({"sigmoid", "ipo", "hinge", "kto_pair"})
+REFERENCED = frozenset({"sigmoid", "ipo", "hinge", "kto_pair", "kto"})
 """The losses that compare with a reference."""
 
 
-def check_opening(base: SharedBase, batch: RankingBatch, journal: Run) -> None:
-    """Before the first update policy and reference are the same, so the loss begins at ln 2.
-
-    Raises:
-        GuardStop: They are not: something in the network still acts differently in training (dropout).
-    """
-    batch = batch.to(base.device)
-    with torch.no_grad():
-        policy = answer_log_probs(base, batch)
-    with base.acting("reference"):
-        gap = float((policy - answer_log_probs(base, batch)).abs().max())
-    journal.event("opening_check", gap=gap)
-    if gap > (COARSE_TOLERANCE if rounds_activations(base.model) else OPENING_TOLERANCE):
-        raise GuardStop(
-            f"the reference is not the policy at step 0: their log-probabilities differ by up to {gap:.2e}",
-            remedy="this architecture has a dropout that duiqi does not know: please report it with config.yaml",
-        )
+def data_need(config: DPOConfig) -> Need:
+    """What the loss learns from: answers that were liked or not, or rankings."""
+    return "feedback" if config.preference.pref_loss == "kto" else "ranking"
 
 
-def answer_log_probs(base: SharedBase, batch: RankingBatch) -> torch.Tensor:
-    """Summed log-probability of every answer in a batch, under the active role."""
-    return batch.sequences.sums(measure_answers(base, batch.sequences).log_probs)
+def prepare(
+    config: DPOConfig, rows: Examples, template: Template, tokenizer: PreTrainedTokenizerBase, budget: TokenBudget
+) -> Rankings:
+    """The rows as tokens; those of the kto loss are rankings of one answer."""
+    if config.preference.pref_loss != "kto":
+        return prepare_rankings(rows, template, tokenizer, budget)
+    refuse_single_rows(config.batch)
+    return prepare_feedback(rows, template, tokenizer, budget, settings=config.preference)
 
 
-def reference_log_probs(base: SharedBase, batch: RankingBatch, memory: ReferenceMemory) -> torch.Tensor:
-    """The same under the reference: remembered, or computed and remembered."""
-    known = memory.recall(batch.rankings)
-    if known is not None:
-        return known.to(base.device)
-    with base.acting("reference"):
-        found = answer_log_probs(base, batch)
-    memory.keep(batch.rankings, found)
-    return found
+def make_batches(base: SharedBase, config: DPOConfig) -> Batches:
+    """What makes micro-batches of at most so many tokens out of the rows of a step."""
+    if config.preference.pref_loss != "kto":
+        return partial(ranking_batches, weighting="pair", packed=base.layout.is_packed)
+    return partial(batches_with_baseline, base, longest=config.data.cutoff_len)
+
+
+def make_loss(
+    base: SharedBase, settings: PreferenceSettings, memory: ReferenceMemory | None
+) -> Callable[[AnyBatch], Loss]:
+    """The sum of the loss over a micro-batch."""
+
+    def loss(batch: AnyBatch) -> Loss:
+        if isinstance(batch, RankingBatch):
+            return preference_loss(base, batch, settings=settings, memory=memory)
+        assert memory is not None, "kto has a reference"
+        return feedback_loss(base, batch, settings=settings, memory=memory)
+
+    return loss
 
 
 def preference_loss(
@@ -178,7 +181,7 @@ def preference_loss(
 ) -> Loss:
     """Summed preference loss over the pairs of a batch; without a memory there is no reference."""
     batch = batch.to(base.device)
-    policy = answer_log_probs(base, batch)
+    policy = answer_log_probs(base, batch.sequences)
     reference = torch.zeros_like(policy) if memory is None else reference_log_probs(base, batch, memory)
     lengths = batch.sequences.counts().float()
     pairs = PairLogProbs(
@@ -215,9 +218,7 @@ def save(
         journal.view.note(problem)
 
 
-def evaluate(
-    base: SharedBase, batches: Iterable[RankingBatch], loss_fn: Callable[[RankingBatch], Loss]
-) -> dict[str, float]:
+def evaluate(base: SharedBase, batches: Iterable[AnyBatch], loss_fn: Callable[[AnyBatch], Loss]) -> dict[str, float]:
     """Held-out loss and statistics."""
     with base.acting("policy"):
         means = mean_over(batches, loss_fn)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from duiqi.data.encoded import EncodedData, EncodingReport, encode_rankings
 from duiqi.data.encoding import EncodedRanking, TokenBudget, describe_first, token_budget
 from duiqi.data.loading import LoadReport, Need, load_examples, split_validation
+from duiqi.data.mixing import mix, read_probabilities
 from duiqi.data.order import BatchPlan
 from duiqi.data.registry import parse_dataset_spec
 from duiqi.data.templates import Template, from_dict, get_template
@@ -160,7 +161,17 @@ def read_rows(settings: DataSettings, need: Need, *, seed: int) -> tuple[Example
     notes = [line for report in reports for line in report.lines()]
     if settings.val_size:
         notes.append(f"{len(held_out)} of them held out for evaluation")
+    if settings.mix_strategy != "concat":
+        train = mix_datasets(train, settings, num_datasets=len(loaded.report.datasets), seed=seed)
+        notes.append(f"mixed by {settings.mix_strategy}: {len(train)} rows to learn from")
     return Examples(train, held_out, tuple(notes)), reports
+
+
+def mix_datasets(rows: list[Example], settings: DataSettings, *, num_datasets: int, seed: int) -> list[Example]:
+    """The rows to learn from as `mix_strategy` wants them."""
+    given = settings.interleave_probs
+    probabilities = None if given is None else read_probabilities(given)
+    return mix(rows, settings.mix_strategy, num_datasets=num_datasets, probabilities=probabilities, seed=seed)
 
 
 @dataclass(frozen=True)
