@@ -57,6 +57,14 @@ def rankings() -> list[Row]:
     return rows
 
 
+def opinions() -> list[Row]:
+    """The same questions and answers, every other one liked."""
+    return [
+        {"prompt": row["instruction"], "completion": row["output"], "label": number % 2 == 0}
+        for number, row in enumerate(demonstrations())
+    ]
+
+
 @dataclass(frozen=True)
 class Plant:
     """One fault: how it is planted, and how it is found."""
@@ -66,6 +74,7 @@ class Plant:
     change: Callable[[list[Row]], None]
     """Spoils the row of LINE (index LINE - 1)."""
     rankings: bool = False
+    opinions: bool = False
     id: str = ""
     seen: str = ""
     """Part of the excerpt."""
@@ -184,6 +193,8 @@ PLANTS: tuple[Plant, ...] = (
         "nearly_identical_answers", "warning",
         lambda rows: put(rejected=rows[LINE - 1]["chosen"].replace(" ", "  "))(rows), rankings=True,
     ),
+    Plant("contradiction", "error", again(lambda row: row | {"label": False}), opinions=True, id="liked and not liked"),
+    Plant("malformed", "error", put(label="perhaps"), opinions=True, id="an opinion in words", seen="label"),
     Plant("negative_margin", "warning", put(margin=-0.5), rankings=True, seen="margin -0.5"),
     Plant("beginning_of_other", "note", lambda rows: put(rejected=rows[LINE - 1]["chosen"][:40])(rows), rankings=True),
     Plant(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from planted import LINE, PLANTS, Plant, demonstrations, rankings, write
+from planted import LINE, PLANTS, Plant, demonstrations, opinions, rankings, write
 
 from duiqi.inspection.check import check_dataset
 from duiqi.inspection.findings import Finding
@@ -17,7 +17,7 @@ def found_in(path: Path, **settings: str) -> dict[str, Finding]:
     return {finding.kind: finding for finding in inspection.findings}
 
 
-@pytest.mark.parametrize("clean", [demonstrations, rankings])
+@pytest.mark.parametrize("clean", [demonstrations, rankings, opinions])
 def test_a_clean_file_has_neither_errors_nor_warnings(clean: object, tmp_path: Path) -> None:
     assert callable(clean)
     findings = found_in(write(tmp_path / "clean.jsonl", clean()))
@@ -27,7 +27,7 @@ def test_a_clean_file_has_neither_errors_nor_warnings(clean: object, tmp_path: P
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.id or plant.kind)
 def test_a_planted_fault_is_found_in_its_line(plant: Plant, tmp_path: Path) -> None:
-    rows = rankings() if plant.rankings else demonstrations()
+    rows = rankings() if plant.rankings else opinions() if plant.opinions else demonstrations()
     plant.change(rows)
     path = write(tmp_path / "planted.jsonl", rows)
     findings = found_in(path)
@@ -43,5 +43,5 @@ def test_a_planted_fault_is_found_in_its_line(plant: Plant, tmp_path: Path) -> N
 
 def test_at_least_forty_kinds_of_fault_are_planted() -> None:
     assert len({plant.kind for plant in PLANTS}) >= 35
-    assert len({plant.id or plant.kind for plant in PLANTS}) == len(PLANTS) == 54
+    assert len({plant.id or plant.kind for plant in PLANTS}) == len(PLANTS) == 56
     assert {plant.kind for plant in PLANTS} <= KINDS.keys()

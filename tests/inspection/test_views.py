@@ -83,6 +83,15 @@ def test_a_prompt_of_ppo_ends_where_the_answer_begins(tokenizer_dir: Make) -> No
     assert view_text(view, has_colour=False, shows_tokens=False).plain.endswith("▕<|im_start|>▏assistant\n ▸")
 
 
+def test_feedback_is_shown_with_what_was_thought_of_it(tokenizer_dir: Make) -> None:
+    disliked = Example("feedback", TURNS, ("不",), HERE, liked=False)
+    dpo, ppo = views_of(disliked, lens_on(tokenizer_dir()))
+    assert (dpo.stage, ppo.stage) == ("dpo", "ppo")
+    assert "not liked" in view_text(dpo, has_colour=False, shows_tokens=False).plain
+    assert dpo.learned == 3 + 1
+    assert "not liked: ⟦不⟧" in bare_text(disliked).plain
+
+
 def test_plain_text_is_learned_to_its_end(tokenizer_dir: Make) -> None:
     (view,) = views_of(TEXT, lens_on(tokenizer_dir(chat_template=None)))
     assert view.stage == "pretrain"

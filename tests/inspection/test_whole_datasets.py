@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from planted import LINE, ROWS, demonstrations, rankings, write
+from planted import LINE, ROWS, demonstrations, opinions, rankings, write
 from test_planted_faults import found_in
 
 from duiqi.errors import DataError
@@ -136,6 +136,20 @@ def test_preferences_that_go_with_length_are_told_by_how_much(wins: int, severit
     if wins == ROWS:
         assert told is not None
         assert "the longer one in 100% of 24 pairs" in told.detail
+
+
+@pytest.mark.parametrize(("liked", "told"), [(24, True), (23, True), (22, False), (1, True), (12, False)])
+def test_feedback_that_is_nearly_all_of_one_kind_is_told(liked: int, told: bool, tmp_path: Path) -> None:
+    rows = [row | {"label": number < liked} for number, row in enumerate(opinions())]
+    assert ("one_sided" in found_in(write(tmp_path / "rows.jsonl", rows))) == told
+
+
+def test_answers_that_were_not_liked_are_not_blamed_for_what_they_are(tmp_path: Path) -> None:
+    rows = opinions()
+    for index in (1, 3, 5, 7):
+        rows[index]["completion"] = "As an AI language model, I cannot say it, because, "
+    findings = found_in(write(tmp_path / "rows.jsonl", rows))
+    assert not findings.keys() & {"refusal", "breaks_off", "canned_answer"}
 
 
 def test_one_answer_to_many_prompts_is_told_at_each(tmp_path: Path) -> None:

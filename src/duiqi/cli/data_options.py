@@ -82,7 +82,7 @@ class ConvertOptions:
 
     output_file: str
     """The .jsonl file to write."""
-    to: Literal["messages", "alpaca", "preference", "comparison", "prompt", "text"] | None = None
+    to: Literal["messages", "alpaca", "preference", "comparison", "feedback", "prompt", "text"] | None = None
     """The format. Default: the one that keeps everything. messages, alpaca and prompt cut rankings down to the best
     answer or to the prompt."""
     overwrite: bool = False

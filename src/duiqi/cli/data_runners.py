@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from duiqi.cli.arguments import Arguments
 from duiqi.cli.data_options import (
@@ -22,6 +22,9 @@ from duiqi.cli.data_options import (
 from duiqi.errors import DataError, SettingsError
 from duiqi.settings.resolve import build
 from duiqi.types import Example
+
+if TYPE_CHECKING:
+    from duiqi.data.loading import Need
 
 _TOKEN_SETTINGS = tuple(TokenOptions.__annotations__)
 
@@ -107,10 +110,11 @@ def convert(command: str, arguments: Arguments) -> None:
     asked = config.convert
     target = Path(asked.output_file)
 
-    from duiqi.inspection.canonical import natural_shape, record_of, refuse_existing, write_rows
+    from duiqi.inspection.canonical import NEEDS, natural_shape, record_of, refuse_existing, write_rows
 
     refuse_existing(target, overwrite=asked.overwrite)
-    examples = _examples(config.data)
+    need = NEEDS.get(asked.to) if asked.to is not None else None
+    examples = _examples(config.data, *([need] if need is not None else []))
     shape = asked.to or natural_shape(examples)
     rows = write_rows(target, (record_of(example, shape) for example in _tracked(examples, "rows")))
     _say(f"{rows:,} rows written to {target} in {shape} format")
@@ -166,15 +170,20 @@ def stats(command: str, arguments: Arguments) -> None:
     )
 
 
-def _examples(data: DatasetToReadOptions) -> list[Example]:
-    """Every row, of whatever kind.
+def _examples(data: DatasetToReadOptions, *needs: Need) -> list[Example]:
+    """Every row, of the kind that is needed, else of whatever kind.
 
     Raises:
         DataError: A row is malformed: nothing is left out silently where rows are counted or written.
     """
     from duiqi.inspection.check import gather
 
-    read = gather(data.dataset, dataset_dir=data.dataset_dir, max_samples=data.max_samples)
+    read = gather(
+        data.dataset,
+        dataset_dir=data.dataset_dir,
+        max_samples=data.max_samples,
+        needs=needs or ("conversation", "text"),
+    )
     if read.refusal is not None:
         raise read.refusal
     if read.rejects:

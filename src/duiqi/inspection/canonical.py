@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from duiqi.data.loading import Need
 from duiqi.errors import DataError
 from duiqi.journal.files import writing
 from duiqi.types import Example, ExampleKind, Message
 
-Shape = Literal["messages", "alpaca", "preference", "comparison", "prompt", "text"]
+Shape = Literal["messages", "alpaca", "preference", "comparison", "feedback", "prompt", "text"]
 
 
 def natural_shape(examples: Sequence[Example]) -> Shape:
@@ -28,10 +29,12 @@ def natural_shape(examples: Sequence[Example]) -> Shape:
         return "preference" if all(len(example.answers) == 2 for example in examples) else "comparison"
     if kinds == {"text"}:
         return "text"
+    if kinds == {"feedback"}:
+        return "feedback"
     raise DataError(
         f"found rows of different kinds ({', '.join(sorted(kinds))}), which no one format can hold",
         where=f"dataset: {examples[0].origin.dataset}",
-        remedy="convert the datasets one by one, or name a format with --to that all of them can be cut down to",
+        remedy="name the format that you want with --to: comparison takes the rankings, messages every best answer",
     )
 
 
@@ -114,11 +117,17 @@ def _preference(example: Example) -> dict[str, Any]:
             remedy="choose --to comparison, which ranks any number",
         )
     chosen, rejected = example.answers
-    return {"prompt": _turns(example.prompt), "chosen": chosen, "rejected": rejected, **_margin(example)}
+    scores = dict(zip(("score_chosen", "score_rejected"), example.scores, strict=False))
+    return {"prompt": _turns(example.prompt), "chosen": chosen, "rejected": rejected, **scores, **_margin(example)}
 
 
 def _comparison(example: Example) -> dict[str, Any]:
-    return {"prompt": _turns(example.prompt), "output": list(example.answers), **_margin(example)}
+    scores = {"scores": list(example.scores)} if example.scores else {}
+    return {"prompt": _turns(example.prompt), "output": list(example.answers), **scores, **_margin(example)}
+
+
+def _feedback(example: Example) -> dict[str, Any]:
+    return {"prompt": _turns(example.prompt), "completion": example.answers[0], "label": example.liked}
 
 
 def _prompt(example: Example) -> dict[str, Any]:
@@ -143,14 +152,18 @@ _ACCEPTED: dict[Shape, frozenset[ExampleKind]] = {
     "alpaca": _CONVERSATION,
     "preference": frozenset({"ranking"}),
     "comparison": frozenset({"ranking"}),
-    "prompt": _CONVERSATION,
+    "feedback": frozenset({"feedback"}),
+    "prompt": _CONVERSATION | {"feedback"},
     "text": frozenset({"text"}),
 }
+NEEDS: dict[Shape, Need] = {"preference": "ranking", "comparison": "ranking", "feedback": "feedback"}
+"""What is read for a format, of rows that can give several kinds; for the others, whatever they give."""
 _RECORDS: dict[Shape, Callable[[Example], dict[str, Any]]] = {
     "messages": _messages,
     "alpaca": _alpaca,
     "preference": _preference,
     "comparison": _comparison,
+    "feedback": _feedback,
     "prompt": _prompt,
     "text": _text,
 }

@@ -49,8 +49,18 @@ class Inspection:
         return sum(found.severity == severity for found in self.findings)
 
 
-def gather(dataset: str, *, dataset_dir: str, seed: int = 0, max_samples: int | None = None) -> Gathered:
+def gather(
+    dataset: str,
+    *,
+    dataset_dir: str,
+    seed: int = 0,
+    max_samples: int | None = None,
+    needs: Sequence[Need] = ("conversation", "text"),
+) -> Gathered:
     """Every row of some datasets, good and bad, whatever they are for.
+
+    Args:
+        needs: What the rows shall give; the first of them that they can.
 
     Raises:
         DataError: Nothing has such a name.
@@ -63,7 +73,6 @@ def gather(dataset: str, *, dataset_dir: str, seed: int = 0, max_samples: int | 
         )
         return Gathered(loaded.examples, loaded.report.rejects, loaded.report.datasets)
 
-    needs: tuple[Need, ...] = ("conversation", "text")
     refusals: list[DataError] = []
     for need in needs:
         for max_bad_rows in (sys.maxsize, 0):  # where every row is bad, the second says what is wrong with the first

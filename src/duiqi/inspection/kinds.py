@@ -113,8 +113,8 @@ KINDS: dict[str, Kind] = {
     ),
     "contradiction": Kind(
         "error",
-        "rankings that contradict an earlier one",
-        "The same two answers to the same prompt, the other way round: they cancel each other.",
+        "preferences that contradict an earlier one",
+        "The same answers to the same prompt, the other way round: they cancel each other.",
         "Keep the one you believe.",
     ),
     "special_token": Kind(
@@ -273,6 +273,12 @@ KINDS: dict[str, Kind] = {
         "preferences go with length",
         "A reward model learns to count, and PPO to fill pages (or to say nothing).",
         "Set length_bias: balanced for rm, and examine the result with duiqi exam.",
+    ),
+    "one_sided": Kind(
+        "warning",
+        "nearly all answers were liked, or nearly none",
+        "KTO learns from the difference, and there is hardly one.",
+        "Add rows of the other kind, or train SFT on those that were liked.",
     ),
     "control_character": Kind(
         "warning",

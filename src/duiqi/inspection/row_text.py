@@ -22,8 +22,8 @@ class RowText:
 
     @property
     def best(self) -> str:
-        """The answer to be learned, or an empty string."""
-        return self.example.answers[0] if self.example.answers else ""
+        """The answer to be learned, or an empty string: one that was not liked is none."""
+        return self.example.answers[0] if self.example.answers and self.example.liked is not False else ""
 
     @property
     def is_pair(self) -> bool:

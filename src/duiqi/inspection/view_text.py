@@ -61,7 +61,7 @@ def bare_text(example: Example) -> Text:
         else [f"answer {n + 1}" for n in range(len(example.answers))]
     )
     if example.kind != "ranking":
-        names = ["text" if example.kind == "text" else "assistant"]
+        names = [{"text": "text", "feedback": "liked" if example.liked else "not liked"}.get(example.kind, "assistant")]
     for name, answer in zip(names, example.answers, strict=False):
         lines.append(f"   {name}: ", style="cyan")
         lines.append(f"{LEARNED_MARKS[0]}{visible(answer)}{LEARNED_MARKS[1]}", style=_LEARNED)
