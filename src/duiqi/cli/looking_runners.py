@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duiqi.cli.arguments import Arguments
-from duiqi.cli.data_options import (
+from duiqi.cli.looking_options import (
     DataCheckConfig,
     DataConvertConfig,
     DatasetToReadOptions,
