@@ -71,6 +71,7 @@ def test_with_colour_there_are_no_marks_and_the_learned_part_is_bright(tokenizer
     assert "⟦" not in text.plain
     styles = {text.plain[span.start : span.end]: str(span.style) for span in text.spans}
     assert (styles["f"], styles["茶"]) == ("bold green", "dim")
+    assert str(text.style) == ""
 
 
 def test_bars_stand_between_tokens(tokenizer_dir: Make) -> None:

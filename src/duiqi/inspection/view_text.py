@@ -31,7 +31,8 @@ def view_text(view: StageView, *, has_colour: bool, shows_tokens: bool) -> Text:
     """
     verb = "scored" if view.stage == "rm" else "learned"
     counts = f"{view.tokens:,} tokens" + (f", {view.learned:,} {verb}" if view.learned else "")
-    lines = Text(f"   {view.stage}: {view.what}; {counts}\n", style="bold cyan")
+    lines = Text()
+    lines.append(f"   {view.stage}: {view.what}; {counts}\n", style="bold cyan")
     for cut in view.cut:
         lines.append(f"   {cut}\n", style="yellow")
     for place, stretch in enumerate(_stretches(view.pieces)):
