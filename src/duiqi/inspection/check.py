@@ -80,10 +80,14 @@ def gather(
                 return load(need, max_bad_rows)
             except DataError as refusal:
                 refusals.append(refusal)
-    worst = max(refusals, key=lambda refusal: (refusal.where or "")[-1:].isdigit())
-    if (worst.where or "").startswith("dataset: "):
-        raise worst
-    return Gathered([], refusal=worst)
+    telling = next((refusal for refusal in refusals if _names_a_line(refusal)), refusals[0])
+    if (telling.where or "").startswith("dataset: "):
+        raise telling
+    return Gathered([], refusal=telling)
+
+
+def _names_a_line(refusal: DataError) -> bool:
+    return (refusal.where or "").rpartition(":")[2].isdigit()
 
 
 def check_dataset(
@@ -140,10 +144,11 @@ def _row_findings(examples: Sequence[Example], track: Tracker) -> tuple[Rows, li
     """Every row by itself, and what is kept of each to compare them."""
     places: dict[str, list[Place]] = {}
     prints = []
+    of_rankings = ROW_CHECKS | PAIR_CHECKS
     for example in track(examples, "rows"):
         row = row_text(example)
         prints.append(print_of(row))
-        for kind, check in (ROW_CHECKS | PAIR_CHECKS if row.is_pair else ROW_CHECKS).items():
+        for kind, check in (of_rankings if example.kind == "ranking" else ROW_CHECKS).items():
             if seen := check(row):
                 places.setdefault(kind, []).append(place_of(example.origin, seen))
     rows = Rows(examples, prints)

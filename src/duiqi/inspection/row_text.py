@@ -25,11 +25,6 @@ class RowText:
         """The answer to be learned, or an empty string: one that was not liked is none."""
         return self.example.answers[0] if self.example.answers and self.example.liked is not False else ""
 
-    @property
-    def is_pair(self) -> bool:
-        """Whether there are answers to compare."""
-        return self.example.kind == "ranking"
-
 
 def row_text(example: Example) -> RowText:
     """The texts of an example."""
