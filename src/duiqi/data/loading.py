@@ -109,36 +109,48 @@ def load_examples(
     reports: list[DatasetReport] = []
     rejects: list[BadRow] = []
     for spec in specs:
-        source = resolve(spec.name, dataset_dir, format_name=spec.format)
-        if need == "text" and source.column_map is not None:
-            source = replace(source, column_map=source.column_map.for_text())
-        files, notes = _read(source)
-        rows = [row for file in files for row in file.rows]
-        form = _format_of(rows, source, need)
-        gather = FORMATS[form].gather
-        found = list(_convert_rows(rows if gather is None else gather(rows), source, form, need))
-        rejects += [outcome for outcome in found if isinstance(outcome, BadRow)]
-        made = [outcome for outcome in found if not isinstance(outcome, BadRow)]
-        caps = [cap for cap in (spec.cap, source.num_samples, max_samples) if cap is not None]
-        taken = _sample([example for own in made for example in own], min(caps, default=None), f"{seed}:{spec.name}")
+        taken, report, bad = _load_dataset(spec, dataset_dir, need, seed=seed, max_samples=max_samples)
         examples += taken
-        reports.append(
-            DatasetReport(
-                spec.name,
-                form,
-                len(rows),
-                len(taken),
-                tuple(FileFingerprint(file.path, file.sha256, len(file.rows)) for file in files),
-                tuple(notes),
-                left_out=sum(not own for own in made),
-                several=any(len(own) > 1 for own in made),
-            )
-        )
+        reports.append(report)
+        rejects += bad
     if len(rejects) > max_bad_rows:
         _refuse(rejects)
     if not examples:
         raise DataError("no row can be used", where=f"dataset: {','.join(spec.name for spec in specs)}")
     return LoadedData(examples, LoadReport(tuple(reports), tuple(rejects)))
+
+
+def _load_dataset(
+    spec: DatasetSpec, dataset_dir: str | Path, need: Need, *, seed: int, max_samples: int | None
+) -> tuple[list[Example], DatasetReport, list[BadRow]]:
+    """The examples of one dataset, what was read, and the rows that are no good."""
+    source = resolve(spec.name, dataset_dir, format_name=spec.format)
+    if need == "text" and source.column_map is not None:
+        source = replace(source, column_map=source.column_map.for_text())
+    files, notes = _read(source)
+    rows = [row for file in files for row in file.rows]
+    form = _format_of(rows, source, need)
+    gather = FORMATS[form].gather
+    bad: list[BadRow] = []
+    made: list[list[Example]] = []
+    for outcome in _convert_rows(rows if gather is None else gather(rows), source, form, need):
+        if isinstance(outcome, BadRow):
+            bad.append(outcome)
+        else:
+            made.append(outcome)
+    caps = [cap for cap in (spec.cap, source.num_samples, max_samples) if cap is not None]
+    taken = _sample([example for own in made for example in own], min(caps, default=None), f"{seed}:{spec.name}")
+    report = DatasetReport(
+        spec.name,
+        form,
+        len(rows),
+        len(taken),
+        tuple(FileFingerprint(file.path, file.sha256, len(file.rows)) for file in files),
+        tuple(notes),
+        left_out=sum(not own for own in made),
+        several=any(len(own) > 1 for own in made),
+    )
+    return taken, report, bad
 
 
 def split_validation(examples: Sequence[Example], val_size: float, *, seed: int) -> tuple[list[Example], list[Example]]:
