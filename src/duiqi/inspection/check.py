@@ -16,7 +16,7 @@ from duiqi.inspection.pair_checks import PAIR_CHECKS
 from duiqi.inspection.row_print import Rows, print_of
 from duiqi.inspection.row_text import row_text
 from duiqi.inspection.set_checks import SET_CHECKS, Spotted, leaks
-from duiqi.inspection.text_checks import ROW_CHECKS
+from duiqi.inspection.text_checks import PLAIN_TEXT_CHECKS, ROW_CHECKS
 from duiqi.types import Example
 
 
@@ -144,11 +144,12 @@ def _row_findings(examples: Sequence[Example], track: Tracker) -> tuple[Rows, li
     """Every row by itself, and what is kept of each to compare them."""
     places: dict[str, list[Place]] = {}
     prints = []
-    of_rankings = ROW_CHECKS | PAIR_CHECKS
+    checks = dict.fromkeys(("prompt", "demonstration", "feedback"), ROW_CHECKS)
+    checks |= {"ranking": ROW_CHECKS | PAIR_CHECKS, "text": PLAIN_TEXT_CHECKS}
     for example in track(examples, "rows"):
         row = row_text(example)
         prints.append(print_of(row))
-        for kind, check in (of_rankings if example.kind == "ranking" else ROW_CHECKS).items():
+        for kind, check in checks[example.kind].items():
             if seen := check(row):
                 places.setdefault(kind, []).append(place_of(example.origin, seen))
     rows = Rows(examples, prints)

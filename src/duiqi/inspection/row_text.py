@@ -43,8 +43,8 @@ def folded(text: str) -> str:
 
 
 def turns_key(messages: Sequence[Message]) -> str:
-    """What was said in a conversation, without its system message."""
-    return "\x1e".join(message.content for message in messages if message.role != "system")
+    """What was said in a conversation, its system message included: it may name who is asked."""
+    return "\x1e".join(f"{message.role[0]}{message.content}" for message in messages)
 
 
 def digest(*texts: str) -> bytes:

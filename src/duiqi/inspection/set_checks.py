@@ -177,7 +177,8 @@ def _languages(rows: Rows) -> Spotted:
         return Spotted()
     named = ((True, "in Chinese (or other characters)"), (False, "in English (or other words)"), (None, "in neither"))
     parts = [f"{told[key] / told.total():.1%} {name}" for key, name in named if told[key]]
-    return Spotted(detail=f"questions: {', '.join(parts)}")
+    told_of = "questions" if any(example.prompt for example in rows.examples) else "texts"
+    return Spotted(detail=f"{told_of}: {', '.join(parts)}")
 
 
 def _switched_language(rows: Rows) -> Spotted:

@@ -247,3 +247,11 @@ ROW_CHECKS: dict[str, RowCheck] = {
     "refusal": _refusal,
     "other_name": _other_name,
 }
+PLAIN_TEXT_CHECKS: dict[str, RowCheck] = {
+    kind: ROW_CHECKS[kind]
+    for kind in (
+        *("half_character", "replacement_character", "wrong_encoding", "control_character", "invisible_character"),
+        *("carriage_return", "marker", "markup", "loops", "secret", "personal"),
+    )
+}
+"""What is wrong in a text that answers nothing, too."""
