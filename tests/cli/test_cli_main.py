@@ -18,7 +18,7 @@ from tests.evaluation.exams import make_exam
 
 import duiqi
 from duiqi.cli.commands import COMMANDS
-from duiqi.cli.data_commands import DATA_COMMANDS
+from duiqi.cli.looking_commands import LOOKING_COMMANDS
 from duiqi.cli.main import main
 from duiqi.cli.options import CONFIGS, settings_of
 from duiqi.errors import GuardStop, Interrupted, RunError
@@ -161,7 +161,7 @@ class TestHelp:
         Path("recipe.yaml").write_text("\n".join(["stage: sft", *BASE]).replace("=", ": "))
         fake("duiqi.stages.launch:run", lambda stage, _config, **_: stage_result(stage))
         for name, command in COMMANDS.items():
-            if name != "env" and name not in DATA_COMMANDS:  # tests/cli/test_cli_data.py runs those on data
+            if name != "env" and name not in LOOKING_COMMANDS:  # tests/cli/test_cli_looking.py runs those on data
                 assert main(command.example.split()[1:]) == 0, name
         assert len(calls) == 17
 

@@ -57,6 +57,14 @@ def rankings() -> list[Row]:
     return rows
 
 
+def opinions() -> list[Row]:
+    """The same questions and answers, every other one liked."""
+    return [
+        {"prompt": row["instruction"], "completion": row["output"], "label": number % 2 == 0}
+        for number, row in enumerate(demonstrations())
+    ]
+
+
 @dataclass(frozen=True)
 class Plant:
     """One fault: how it is planted, and how it is found."""
@@ -66,6 +74,9 @@ class Plant:
     change: Callable[[list[Row]], None]
     """Spoils the row of LINE (index LINE - 1)."""
     rankings: bool = False
+    opinions: bool = False
+    cutoff_len: int = 0
+    """Not 0: the fault shows when the rows are looked at as tokens, so many at most in a row."""
     id: str = ""
     seen: str = ""
     """Part of the excerpt."""
@@ -183,6 +194,17 @@ PLANTS: tuple[Plant, ...] = (
     Plant(
         "nearly_identical_answers", "warning",
         lambda rows: put(rejected=rows[LINE - 1]["chosen"].replace(" ", "  "))(rows), rankings=True,
+    ),
+    Plant("contradiction", "error", again(lambda row: row | {"label": False}), opinions=True, id="liked and not liked"),
+    Plant("malformed", "error", put(label="perhaps"), opinions=True, id="an opinion in words", seen="label"),
+    # tokens, one per byte
+    Plant("special_token", "error", ends("<|im_end|>"), cutoff_len=2048, seen="<|im_end|>"),
+    Plant("unencodable", "error", ends("\ud83d"), cutoff_len=2048, id="half of a character as tokens"),
+    Plant("cut_answer", "note", says(_LONG * 10), cutoff_len=400, seen="of 701 tokens are kept"),
+    Plant("cut_prompt", "note", put(instruction=_LONG * 10), cutoff_len=800, seen="400 of"),
+    Plant(
+        "identical_after_cut", "error", put(chosen=_LONG * 9 + "One.", rejected=_LONG * 9 + "Two."),
+        rankings=True, cutoff_len=500, seen="the same in their first",
     ),
     Plant("negative_margin", "warning", put(margin=-0.5), rankings=True, seen="margin -0.5"),
     Plant("beginning_of_other", "note", lambda rows: put(rejected=rows[LINE - 1]["chosen"][:40])(rows), rankings=True),

@@ -8,17 +8,16 @@ import sys
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from planted import demonstrations, rankings, write
-from tests.data.format_rows import GOOD_ROWS
+from tests.data.format_rows import GOOD_ROWS, NAMED_ROWS, answer, node
 
 from duiqi.data.formats import FORMATS
 from duiqi.errors import DataError, SettingsError
-from duiqi.inspection.canonical import natural_shape, record_of, write_rows
+from duiqi.inspection.canonical import NEEDS, natural_shape, record_of, write_rows
 from duiqi.inspection.check import gather
 from duiqi.inspection.phases import deal, parse_names, parse_parts
 from duiqi.types import Example, Message, Origin
@@ -26,8 +25,6 @@ from duiqi.types import Example, Message, Origin
 GOLDEN_SPLIT = [[3, 8], [2, 5, 7, 10], [1, 4, 6, 9]]
 """Of ten rows, 2,4,4 with seed 0: the lines of each part."""
 NOWHERE = Origin("nowhere")
-ODD = "half an emoji \ud83d, and a line\u2028separator"
-ODD_TEXT = ({"text": ODD}, "text", (Example("text", (), (ODD,), NOWHERE),))
 
 
 def read(path: Path) -> list[Example]:
@@ -37,28 +34,45 @@ def read(path: Path) -> list[Example]:
     return [replace(example, origin=NOWHERE) for example in found.examples]
 
 
-@pytest.mark.parametrize(("row", "name", "examples"), [case for case in (*GOOD_ROWS, ODD_TEXT) if case[2]])
-def test_rows_of_every_format_load_back_to_the_same_examples(
-    row: dict[str, Any], name: str, examples: tuple[Example, ...], tmp_path: Path
-) -> None:
-    found = read(write(tmp_path / "rows.jsonl", [row]))
-    target = tmp_path / "deep" / "again.jsonl"
-    if len({example.kind for example in found}) > 1:
-        with pytest.raises(DataError, match="rows of different kinds"):
-            natural_shape(found)
-        return
-    shape = natural_shape(found)
-    assert write_rows(target, (record_of(example, shape) for example in found)) == len(found)
-    assert read(target) == found
-    assert [path.name for path in target.parent.iterdir()] == ["again.jsonl"]
-    if len(examples) == 1:
-        assert found == [replace(examples[0], origin=NOWHERE)]
-    assert name in FORMATS
+EXAMPLES = {name: [replace(made, origin=NOWHERE) for _, own, several in [*GOOD_ROWS, *NAMED_ROWS] if own == name
+                   for made in several] for name in FORMATS}  # fmt: skip
+"""What rows of every format stand for."""
 
 
-def test_every_format_is_tried() -> None:
-    tried = {name for _, name, _ in GOOD_ROWS}
-    assert FORMATS.keys() - tried == {"oasst_messages", "hc3_prefer_human", "hc3_prefer_chatgpt", "single_round"}
+@pytest.mark.parametrize("name", FORMATS)
+def test_examples_of_every_format_load_back_as_they_were(name: str, tmp_path: Path) -> None:
+    by_kind: dict[str, list[Example]] = {}
+    for example in EXAMPLES[name]:
+        by_kind.setdefault(example.kind, []).append(example)
+    assert by_kind
+    for kind, examples in by_kind.items():
+        target = tmp_path / "deep" / f"{kind}.jsonl"
+        shape = natural_shape(examples)
+        assert write_rows(target, (record_of(example, shape) for example in examples)) == len(examples)
+        assert read(target) == examples
+    assert {path.stem for path in (tmp_path / "deep").iterdir()} == by_kind.keys()
+
+
+def test_what_is_hard_to_write_loads_back_too(tmp_path: Path) -> None:
+    texts = ["half an emoji \ud83d", "a line\u2028separator", " spaces \n", '"quotes" and \\ and \x00']
+    for kind, examples in {
+        "text": [Example("text", (), (text,), NOWHERE) for text in texts],
+        "demonstration": [Example("demonstration", (Message("user", text),), (text,), NOWHERE) for text in texts],
+    }.items():
+        path = tmp_path / f"{kind}.jsonl"
+        write_rows(path, (record_of(example, natural_shape(examples)) for example in examples))
+        assert read(path) == examples
+
+
+def test_rows_that_give_several_kinds_are_written_as_the_one_that_is_asked_for(tmp_path: Path) -> None:
+    tree = node("q1", answer("a1", node("q2", answer("only", rank=0)), rank=0), answer("worse", rank=1))
+    path = write(tmp_path / "trees.jsonl", [{"prompt": tree}])
+    whole = gather(str(path), dataset_dir=".").examples
+    assert {example.kind for example in whole} == {"ranking", "demonstration"}
+    with pytest.raises(DataError, match="rows of different kinds"):
+        natural_shape(whole)
+    rankings_alone = gather(str(path), dataset_dir=".", needs=[NEEDS["comparison"]]).examples
+    assert {example.kind for example in rankings_alone} == {"ranking"}
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(lambda text: text.strip())
@@ -90,6 +104,16 @@ def test_any_ranking_survives(
     tmp_path_factory: pytest.TempPathFactory, prompt: tuple[Message, ...], answers: list[str], margin: float
 ) -> None:
     example = Example("ranking", prompt, tuple(answers), NOWHERE, margin=margin)
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    write_rows(path, [record_of(example, natural_shape([example]))])
+    assert read(path) == [example]
+
+
+@given(conversations(), words, st.booleans())
+def test_any_feedback_survives(
+    tmp_path_factory: pytest.TempPathFactory, prompt: tuple[Message, ...], answer: str, liked: bool
+) -> None:
+    example = Example("feedback", prompt, (answer,), NOWHERE, liked=liked)
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     write_rows(path, [record_of(example, natural_shape([example]))])
     assert read(path) == [example]

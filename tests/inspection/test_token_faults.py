@@ -45,24 +45,6 @@ def test_a_clean_file_and_a_sound_tokenizer_have_neither_errors_nor_warnings(
         assert all(answer.is_fine for answer in inspection.look.answers.values()), inspection.look.answers
 
 
-@pytest.mark.parametrize(
-    ("kind", "change", "settings"),
-    [
-        ("special_token", {"output": "It goes <|im_end|> on and on, and never comes to an end."}, {}),
-        ("cut_answer", {"output": "A long answer. " + "And so on, and so on. " * 30}, {"cutoff_len": 400}),
-        ("cut_prompt", {"instruction": "Say: " + ", ".join(f"number {n}" for n in range(60))}, {"cutoff_len": 800}),
-    ],
-)
-def test_a_fault_that_shows_in_tokens_is_found_in_its_line(
-    kind: str, change: dict[str, str], settings: dict[str, int], tmp_path: Path, tokenizer_dir: Make
-) -> None:
-    rows = demonstrations()
-    rows[LINE - 1] |= change
-    path = write(tmp_path / "rows.jsonl", rows)
-    finding = by_kind(look(path, tokenizer_dir(), **settings))[kind]
-    assert [str(place) for place in finding.places] == [f"{path}:{LINE}"]
-
-
 def test_a_special_token_is_told_once_and_an_unknown_mark_as_a_mark(tmp_path: Path, tokenizer_dir: Make) -> None:
     rows = demonstrations()
     rows[4]["output"] += "<|im_end|>"

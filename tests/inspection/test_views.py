@@ -71,6 +71,7 @@ def test_with_colour_there_are_no_marks_and_the_learned_part_is_bright(tokenizer
     assert "⟦" not in text.plain
     styles = {text.plain[span.start : span.end]: str(span.style) for span in text.spans}
     assert (styles["f"], styles["茶"]) == ("bold green", "dim")
+    assert str(text.style) == ""
 
 
 def test_bars_stand_between_tokens(tokenizer_dir: Make) -> None:
@@ -81,6 +82,15 @@ def test_bars_stand_between_tokens(tokenizer_dir: Make) -> None:
 def test_a_prompt_of_ppo_ends_where_the_answer_begins(tokenizer_dir: Make) -> None:
     (view,) = views_of(PROMPT, lens_on(tokenizer_dir()))
     assert view_text(view, has_colour=False, shows_tokens=False).plain.endswith("▕<|im_start|>▏assistant\n ▸")
+
+
+def test_feedback_is_shown_with_what_was_thought_of_it(tokenizer_dir: Make) -> None:
+    disliked = Example("feedback", TURNS, ("不",), HERE, liked=False)
+    dpo, ppo = views_of(disliked, lens_on(tokenizer_dir()))
+    assert (dpo.stage, ppo.stage) == ("dpo", "ppo")
+    assert "not liked" in view_text(dpo, has_colour=False, shows_tokens=False).plain
+    assert dpo.learned == 3 + 1
+    assert "not liked: ⟦不⟧" in bare_text(disliked).plain
 
 
 def test_plain_text_is_learned_to_its_end(tokenizer_dir: Make) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from planted import LINE, ROWS, demonstrations, rankings, write
+from planted import LINE, ROWS, demonstrations, opinions, rankings, write
 from test_planted_faults import found_in
 
 from duiqi.errors import DataError
@@ -85,12 +85,12 @@ def test_a_name_that_nothing_has_is_no_finding_but_an_error() -> None:
 
 def test_plain_text_is_checked_as_text(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
-    path.write_text(
-        "".join(f"这是第{n}行，写的是一件小事。\n" for n in range(30)) + "<|endoftext|>\n", encoding="utf-8"
-    )
+    lines = [f"这是第{n}行，写的是一件小事。" for n in range(29)]
+    path.write_text("\n".join([*lines, "答：他说，他是一个人工智能，", "<|endoftext|>", ""]), encoding="utf-8")
     findings = found_in(path)
     assert findings["marker"].places == (Place(str(path), 31, "<|endoftext|>"),)
-    assert [finding.kind for finding in findings.values() if finding.severity == "error"] == []
+    assert findings.keys() == {"marker", "languages"}  # nobody is answered in a text
+    assert findings["languages"].detail.startswith("texts: 96.8% in Chinese")
 
 
 def test_rows_and_prompts_that_are_in_both_datasets_leak(tmp_path: Path) -> None:
@@ -106,6 +106,14 @@ def test_rows_and_prompts_that_are_in_both_datasets_leak(tmp_path: Path) -> None
     assert leaks == {"leaked_row": [1], "leaked_prompt": [2], "near_leaked_prompt": [3]}
     assert findings["leaked_row"].severity == "error"
     assert findings["leaked_row"].places[0].file == str(tmp_path / "held.jsonl")
+
+
+def test_the_same_question_to_somebody_else_is_another_prompt(tmp_path: Path) -> None:
+    asked = [row | {"system": "You are Lan."} for row in demonstrations()]
+    others = [row | {"system": "You are Mei.", "output": row["output"] + " 是的。"} for row in demonstrations()]
+    held = write(tmp_path / "held.jsonl", others[12:])
+    findings = found_in(write(tmp_path / "train.jsonl", [*asked, *others[:12]]), eval_dataset=str(held))
+    assert not findings.keys() & {"leaked_prompt", "near_leaked_prompt", "near_duplicate_row", "repeated_prompt"}
 
 
 def test_other_rows_to_evaluate_on_do_not_leak(tmp_path: Path) -> None:
@@ -136,6 +144,20 @@ def test_preferences_that_go_with_length_are_told_by_how_much(wins: int, severit
     if wins == ROWS:
         assert told is not None
         assert "the longer one in 100% of 24 pairs" in told.detail
+
+
+@pytest.mark.parametrize(("liked", "told"), [(24, True), (23, True), (22, False), (1, True), (12, False)])
+def test_feedback_that_is_nearly_all_of_one_kind_is_told(liked: int, told: bool, tmp_path: Path) -> None:
+    rows = [row | {"label": number < liked} for number, row in enumerate(opinions())]
+    assert ("one_sided" in found_in(write(tmp_path / "rows.jsonl", rows))) == told
+
+
+def test_answers_that_were_not_liked_are_not_blamed_for_what_they_are(tmp_path: Path) -> None:
+    rows = opinions()
+    for index in (1, 3, 5, 7):
+        rows[index]["completion"] = "As an AI language model, I cannot say it, because, "
+    findings = found_in(write(tmp_path / "rows.jsonl", rows))
+    assert not findings.keys() & {"refusal", "breaks_off", "canned_answer"}
 
 
 def test_one_answer_to_many_prompts_is_told_at_each(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from duiqi.cli.command import ANY_SETTINGS, Command
-from duiqi.cli.data_commands import DATA_COMMANDS
 from duiqi.cli.legacy_commands import LEGACY_COMMANDS
+from duiqi.cli.looking_commands import LOOKING_COMMANDS
 from duiqi.cli.making_commands import MAKING_COMMANDS
 
 _STAGE_USAGE = f"[RECIPE.yaml] {ANY_SETTINGS}"
@@ -64,7 +64,7 @@ COMMANDS: dict[str, Command] = {
         "duiqi.cli.runners:plan",
     ),
     **LEGACY_COMMANDS,
-    **DATA_COMMANDS,
+    **LOOKING_COMMANDS,
     **MAKING_COMMANDS,
     "generate": Command(
         "Answer a file of prompts, one JSON line each.",

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from duiqi.cli.data_options import DATA_CONFIGS
 from duiqi.cli.legacy_options import LEGACY_CONFIGS
+from duiqi.cli.looking_options import LOOKING_CONFIGS
 from duiqi.cli.making_options import MAKING_CONFIGS, MAKING_DEFAULTS
 from duiqi.cli.model_options import (
     DecodingOptions,
@@ -219,7 +219,7 @@ CONFIGS: dict[str, type] = {
     "demo": DemoConfig,
     "lab": LabConfig,
     "env": EnvironmentConfig,
-    **DATA_CONFIGS,
+    **LOOKING_CONFIGS,
     **LEGACY_CONFIGS,
     **MAKING_CONFIGS,
 }

@@ -16,10 +16,6 @@ from duiqi.types import Example, ExampleKind, Message
 Shape = Literal["messages", "alpaca", "preference", "comparison", "feedback", "prompt", "text"]
 
 
-NEEDS: dict[Shape, Need] = {"preference": "ranking", "comparison": "ranking", "feedback": "feedback", "text": "text"}
-"""What is read of rows that are to be written in a format, where it is not everything."""
-
-
 def natural_shape(examples: Sequence[Example]) -> Shape:
     """The format that keeps everything these examples say.
 
@@ -30,14 +26,15 @@ def natural_shape(examples: Sequence[Example]) -> Shape:
     if kinds <= {"demonstration", "prompt"}:
         return "prompt" if kinds == {"prompt"} else "messages"
     if kinds == {"ranking"}:
-        are_pairs = all(len(example.answers) == 2 for example in examples)
-        return "preference" if are_pairs and not any(example.scores for example in examples) else "comparison"
-    if kinds in ({"text"}, {"feedback"}):
-        return "text" if kinds == {"text"} else "feedback"
+        return "preference" if all(len(example.answers) == 2 for example in examples) else "comparison"
+    if kinds == {"text"}:
+        return "text"
+    if kinds == {"feedback"}:
+        return "feedback"
     raise DataError(
         f"found rows of different kinds ({', '.join(sorted(kinds))}), which no one format can hold",
         where=f"dataset: {examples[0].origin.dataset}",
-        remedy="name the format with --to: comparison takes the rankings, messages the best answers",
+        remedy="name the format that you want with --to: comparison takes the rankings, messages every best answer",
     )
 
 
@@ -120,7 +117,8 @@ def _preference(example: Example) -> dict[str, Any]:
             remedy="choose --to comparison, which ranks any number",
         )
     chosen, rejected = example.answers
-    return {"prompt": _turns(example.prompt), "chosen": chosen, "rejected": rejected, **_margin(example)}
+    scores = dict(zip(("score_chosen", "score_rejected"), example.scores, strict=False))
+    return {"prompt": _turns(example.prompt), "chosen": chosen, "rejected": rejected, **scores, **_margin(example)}
 
 
 def _comparison(example: Example) -> dict[str, Any]:
@@ -158,6 +156,8 @@ _ACCEPTED: dict[Shape, frozenset[ExampleKind]] = {
     "prompt": _CONVERSATION | {"feedback"},
     "text": frozenset({"text"}),
 }
+NEEDS: dict[Shape, Need] = {"preference": "ranking", "comparison": "ranking", "feedback": "feedback"}
+"""What is read for a format, of rows that can give several kinds; for the others, whatever they give."""
 _RECORDS: dict[Shape, Callable[[Example], dict[str, Any]]] = {
     "messages": _messages,
     "alpaca": _alpaca,

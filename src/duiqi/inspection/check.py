@@ -16,7 +16,7 @@ from duiqi.inspection.pair_checks import PAIR_CHECKS
 from duiqi.inspection.row_print import Rows, print_of
 from duiqi.inspection.row_text import row_text
 from duiqi.inspection.set_checks import SET_CHECKS, Spotted, leaks
-from duiqi.inspection.text_checks import ROW_CHECKS
+from duiqi.inspection.text_checks import PLAIN_TEXT_CHECKS, ROW_CHECKS
 from duiqi.types import Example
 
 
@@ -49,18 +49,18 @@ class Inspection:
         return sum(found.severity == severity for found in self.findings)
 
 
-EVERYTHING: tuple[Need, ...] = ("conversation", "text")
-
-
 def gather(
     dataset: str,
     *,
     dataset_dir: str,
     seed: int = 0,
     max_samples: int | None = None,
-    needs: Sequence[Need] = EVERYTHING,
+    needs: Sequence[Need] = ("conversation", "text"),
 ) -> Gathered:
-    """Every row of some datasets, good and bad, whatever they are for (or for the first of `needs` that there is).
+    """Every row of some datasets, good and bad, whatever they are for.
+
+    Args:
+        needs: What the rows shall give; the first of them that they can.
 
     Raises:
         DataError: Nothing has such a name.
@@ -80,10 +80,14 @@ def gather(
                 return load(need, max_bad_rows)
             except DataError as refusal:
                 refusals.append(refusal)
-    worst = max(refusals, key=lambda refusal: (refusal.where or "")[-1:].isdigit())
-    if (worst.where or "").startswith("dataset: "):
-        raise worst
-    return Gathered([], refusal=worst)
+    telling = next((refusal for refusal in refusals if _names_a_line(refusal)), refusals[0])
+    if (telling.where or "").startswith("dataset: "):
+        raise telling
+    return Gathered([], refusal=telling)
+
+
+def _names_a_line(refusal: DataError) -> bool:
+    return (refusal.where or "").rpartition(":")[2].isdigit()
 
 
 def check_dataset(
@@ -140,10 +144,12 @@ def _row_findings(examples: Sequence[Example], track: Tracker) -> tuple[Rows, li
     """Every row by itself, and what is kept of each to compare them."""
     places: dict[str, list[Place]] = {}
     prints = []
+    checks = dict.fromkeys(("prompt", "demonstration", "feedback"), ROW_CHECKS)
+    checks |= {"ranking": ROW_CHECKS | PAIR_CHECKS, "text": PLAIN_TEXT_CHECKS}
     for example in track(examples, "rows"):
         row = row_text(example)
         prints.append(print_of(row))
-        for kind, check in (ROW_CHECKS | PAIR_CHECKS if row.is_pair else ROW_CHECKS).items():
+        for kind, check in checks[example.kind].items():
             if seen := check(row):
                 places.setdefault(kind, []).append(place_of(example.origin, seen))
     rows = Rows(examples, prints)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +14,7 @@ from duiqi.data.encoding import TokenBudget, token_budget
 from duiqi.data.templates import Template, from_dict, get_template
 from duiqi.errors import TemplateError
 from duiqi.models.loading import Located, load_tokenizer, locate
+from duiqi.models.tokenizers import special_tokens
 
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
 
@@ -49,6 +52,12 @@ class Lens:
     mended: tuple[str, ...] = ()
     """What the tokenizer lacked and duiqi gave it, in plain sentences."""
     refusal: str = ""
+
+    @cached_property
+    def special_token(self) -> re.Pattern[str]:
+        """Finds the tokenizer's special tokens in a text, the longest first."""
+        names = sorted((token for token in special_tokens(self.tokenizer) if token.strip()), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
     def needed_template(self) -> Template:
         """The template.

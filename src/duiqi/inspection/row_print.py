@@ -41,10 +41,9 @@ def print_of(row: RowText) -> RowPrint:
     """What is kept of a row."""
     example = row.example
     prompt, near_prompt = turns_key(example.prompt), folded(turns_key(example.prompt))
-    system = example.prompt[0].content if example.prompt and example.prompt[0].role == "system" else ""
     return RowPrint(
-        row=digest(example.kind, system, prompt, *example.answers),
-        near_row=digest(example.kind, near_prompt, *(folded(answer) for answer in example.answers)),
+        row=digest(example.kind, str(example.liked), prompt, *example.answers),
+        near_row=digest(example.kind, str(example.liked), near_prompt, *(folded(answer) for answer in example.answers)),
         prompt=digest(prompt),
         near_prompt=digest(near_prompt),
         best=digest(row.best.strip()),

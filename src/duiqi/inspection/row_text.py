@@ -22,13 +22,8 @@ class RowText:
 
     @property
     def best(self) -> str:
-        """The answer to be learned, or an empty string."""
-        return self.example.answers[0] if self.example.answers else ""
-
-    @property
-    def is_pair(self) -> bool:
-        """Whether there are answers to compare."""
-        return self.example.kind == "ranking"
+        """The answer to be learned, or an empty string: one that was not liked is none."""
+        return self.example.answers[0] if self.example.answers and self.example.liked is not False else ""
 
 
 def row_text(example: Example) -> RowText:
@@ -48,8 +43,8 @@ def folded(text: str) -> str:
 
 
 def turns_key(messages: Sequence[Message]) -> str:
-    """What was said in a conversation, without its system message."""
-    return "\x1e".join(message.content for message in messages if message.role != "system")
+    """What was said in a conversation, its system message included: it may name who is asked."""
+    return "\x1e".join(f"{message.role[0]}{message.content}" for message in messages)
 
 
 def digest(*texts: str) -> bytes:

@@ -16,6 +16,8 @@ FEW_ROWS = 20
 """Fewer say nothing of shares."""
 BIAS_NOTED, BIAS_WARNED = 0.6, 0.7
 """Share of pairs in which the better answer is the longer one: a coin gives 0.5."""
+ONE_SIDED = 0.05
+"""Share of answers that were liked, or were not, below which there is next to nothing to tell them apart by."""
 CANNED = 0.01
 """Share of all rows, at least `CANNED_ROWS` of them, from which one answer to different prompts is a stock phrase."""
 CANNED_ROWS = 3
@@ -73,16 +75,30 @@ def _contradiction(rows: Rows) -> Spotted:
     said: dict[bytes, int] = {}
     contradicting = {}
     for index, example in enumerate(rows.examples):
-        if example.kind != "ranking":
-            continue
         prompt = turns_key(example.prompt)
-        for better, worse in example.pairs():
-            if better == worse:
-                continue
-            said.setdefault(digest(prompt, better, worse), index)
-            if (earlier := said.get(digest(prompt, worse, better))) is not None:
+        for claim, opposite in _claims(example):
+            said.setdefault(digest(prompt, *claim), index)
+            if (earlier := said.get(digest(prompt, *opposite))) is not None:
                 contradicting[index] = earlier
     return Spotted([(index, _as_in(rows.examples, earlier, index)) for index, earlier in contradicting.items()])
+
+
+def _claims(example: Example) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """What a row says of its answers, each with what would contradict it."""
+    if example.kind == "feedback":
+        yield (example.answers[0], str(example.liked)), (example.answers[0], str(not example.liked))
+    if example.kind == "ranking":
+        for better, worse in example.pairs():
+            if better != worse:
+                yield (better, worse), (worse, better)
+
+
+def _one_sided(rows: Rows) -> Spotted:
+    liked = [example.liked for example in rows.examples if example.kind == "feedback"]
+    share = sum(map(bool, liked)) / max(1, len(liked))
+    if len(liked) < FEW_ROWS or ONE_SIDED <= share <= 1 - ONE_SIDED:
+        return Spotted()
+    return Spotted(detail=f"{share:.1%} of {len(liked):,} answers were liked")
 
 
 def _unanswered(rows: Rows) -> Spotted:
@@ -93,18 +109,11 @@ def _unanswered(rows: Rows) -> Spotted:
 
 def _canned_answer(rows: Rows) -> Spotted:
     prompts: dict[bytes, set[bytes]] = {}
-    for example, kept in zip(rows.examples, rows.prints, strict=True):
-        if example.prompt and example.answers:
-            prompts.setdefault(kept.best, set()).add(kept.prompt)
+    for index, _ in _answers(rows):
+        prompts.setdefault(rows.prints[index].best, set()).add(rows.prints[index].prompt)
     least = max(CANNED_ROWS, CANNED * len(rows.examples))
     canned = {best for best, asked in prompts.items() if len(asked) >= least}
-    return Spotted(
-        [
-            (index, excerpt(example.answers[0]))
-            for index, (example, kept) in enumerate(zip(rows.examples, rows.prints, strict=True))
-            if example.prompt and example.answers and kept.best in canned
-        ]
-    )
+    return Spotted([(index, excerpt(text)) for index, text in _answers(rows) if rows.prints[index].best in canned])
 
 
 def _long_answer(rows: Rows) -> Spotted:
@@ -168,7 +177,8 @@ def _languages(rows: Rows) -> Spotted:
         return Spotted()
     named = ((True, "in Chinese (or other characters)"), (False, "in English (or other words)"), (None, "in neither"))
     parts = [f"{told[key] / told.total():.1%} {name}" for key, name in named if told[key]]
-    return Spotted(detail=f"questions: {', '.join(parts)}")
+    told_of = "questions" if any(example.prompt for example in rows.examples) else "texts"
+    return Spotted(detail=f"{told_of}: {', '.join(parts)}")
 
 
 def _switched_language(rows: Rows) -> Spotted:
@@ -186,10 +196,10 @@ def _differ(asked: bool | None, said: bool | None) -> bool:
 
 
 def _answers(rows: Rows) -> Iterator[tuple[int, str]]:
-    """The answers to be learned, with the rows they are of."""
-    return (
-        (index, example.answers[0]) for index, example in enumerate(rows.examples) if example.prompt and example.answers
-    )
+    """The answers to be learned, with the rows they are of; one that was not liked is not to be."""
+    for index, example in enumerate(rows.examples):
+        if example.prompt and example.answers and example.liked is not False:
+            yield index, example.answers[0]
 
 
 def _typical_length(rows: Rows) -> float:
@@ -211,6 +221,7 @@ SET_CHECKS: dict[str, Callable[[Rows], Spotted]] = {
     "near_duplicate_row": _near_duplicate_row,
     "repeated_prompt": _repeated_prompt,
     "contradiction": _contradiction,
+    "one_sided": _one_sided,
     "unanswered": _unanswered,
     "canned_answer": _canned_answer,
     "long_answer": _long_answer,

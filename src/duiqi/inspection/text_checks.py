@@ -45,6 +45,7 @@ _SECRET = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 _ADDRESS = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?!example\.)[\w-]+\.[a-z]{2,6}\b")
+_MANY_DIGITS = re.compile(r"\d{11}")
 _NUMBER = re.compile(r"(?<!\d)1[3-9]\d{9}(?!\d)|(?<!\d)\d{17}[\dXx](?![\dA-Za-z])")
 _REFUSAL = re.compile(
     r"作为(?:一个|一名|一种)?(?:人工智能|AI|大?型?语言模型)|(?:对不起|抱歉|很遗憾)[，,][^。\n]{0,12}(?:无法|不能|没办法|没有能力)"
@@ -191,7 +192,8 @@ def _secret(row: RowText) -> str:
 
 
 def _personal(row: RowText) -> str:
-    found = _NUMBER.search(row.whole) or (_ADDRESS.search(row.whole) if "@" in row.whole else None)
+    found = _NUMBER.search(row.whole) if _MANY_DIGITS.search(row.whole) else None
+    found = found or (_ADDRESS.search(row.whole) if "@" in row.whole else None)
     return f"{found[0][:3]}…{found[0][-2:]}" if found else ""
 
 
@@ -245,3 +247,11 @@ ROW_CHECKS: dict[str, RowCheck] = {
     "refusal": _refusal,
     "other_name": _other_name,
 }
+PLAIN_TEXT_CHECKS: dict[str, RowCheck] = {
+    kind: ROW_CHECKS[kind]
+    for kind in (
+        *("half_character", "replacement_character", "wrong_encoding", "control_character", "invisible_character"),
+        *("carriage_return", "marker", "markup", "loops", "secret", "personal"),
+    )
+}
+"""What is wrong in a text that answers nothing, too."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,6 @@ from duiqi.inspection.findings import LengthRow, excerpt
 from duiqi.inspection.lens import Lens, LensSettings
 from duiqi.inspection.row_text import row_text
 from duiqi.inspection.text_checks import has_half_character, question_of
-from duiqi.models.tokenizers import special_tokens
 from duiqi.types import Example
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
@@ -151,7 +149,7 @@ def _unknown_token(row: RowTokens, lens: Lens) -> str:
 
 def _special_token(row: RowTokens, lens: Lens) -> str:
     text = row_text(row.example).whole
-    found = special_token_pattern(lens).search(text)
+    found = lens.special_token.search(text)
     return excerpt(text, *found.span()) if found else ""
 
 
@@ -163,12 +161,6 @@ def _changed_by_tokenizer(row: RowTokens, lens: Lens) -> str:
             place = next((i for i, pair in enumerate(zip(back, answer, strict=False)) if pair[0] != pair[1]), 0)
             return f"{excerpt(answer, place, place + 1)} becomes {excerpt(back, place, place + 1)}"
     return ""
-
-
-def special_token_pattern(lens: Lens) -> re.Pattern[str]:
-    """What finds the tokenizer's special tokens in a text, the longest first."""
-    names = sorted((token for token in special_tokens(lens.tokenizer) if token.strip()), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
 
 TOKEN_CHECKS: dict[str, Callable[[RowTokens, Lens], str]] = {

@@ -31,7 +31,8 @@ def view_text(view: StageView, *, has_colour: bool, shows_tokens: bool) -> Text:
     """
     verb = "scored" if view.stage == "rm" else "learned"
     counts = f"{view.tokens:,} tokens" + (f", {view.learned:,} {verb}" if view.learned else "")
-    lines = Text(f"   {view.stage}: {view.what}; {counts}\n", style="bold cyan")
+    lines = Text()
+    lines.append(f"   {view.stage}: {view.what}; {counts}\n", style="bold cyan")
     for cut in view.cut:
         lines.append(f"   {cut}\n", style="yellow")
     for place, stretch in enumerate(_stretches(view.pieces)):
@@ -61,7 +62,7 @@ def bare_text(example: Example) -> Text:
         else [f"answer {n + 1}" for n in range(len(example.answers))]
     )
     if example.kind != "ranking":
-        names = ["text" if example.kind == "text" else "assistant"]
+        names = [{"text": "text", "feedback": "liked" if example.liked else "not liked"}.get(example.kind, "assistant")]
     for name, answer in zip(names, example.answers, strict=False):
         lines.append(f"   {name}: ", style="cyan")
         lines.append(f"{LEARNED_MARKS[0]}{visible(answer)}{LEARNED_MARKS[1]}", style=_LEARNED)

@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from duiqi.data.encoding import BROKEN_CHARACTER, EncodedSequence, encode_conversation, encode_ranking, fit_prompt
+from duiqi.data.encoding import (
+    BROKEN_CHARACTER,
+    EncodedSequence,
+    TrainOn,
+    encode_conversation,
+    encode_ranking,
+    fit_prompt,
+)
 from duiqi.errors import DataError, SettingsError
 from duiqi.inspection.lens import Lens
 from duiqi.inspection.text_checks import has_half_character
@@ -110,12 +117,17 @@ def views_of(example: Example, lens: Lens, stage: StageToShow | None = None) -> 
 
 
 def _sft(example: Example, lens: Lens) -> list[StageView]:
+    return [_answered(example, lens, "sft", "the answer is learned")]
+
+
+def _answered(example: Example, lens: Lens, stage: StageToShow, what: str) -> StageView:
     template = lens.needed_template()
-    sequence = encode_conversation(template, lens.tokenizer, example=example, budget=lens.budget, train_on="all")
-    whole = encode_conversation(template, lens.tokenizer, example=example, train_on="all")
+    train_on: TrainOn = "all" if stage == "sft" else "last"
+    sequence = encode_conversation(template, lens.tokenizer, example=example, budget=lens.budget, train_on=train_on)
+    whole = encode_conversation(template, lens.tokenizer, example=example, train_on=train_on)
     answer = len(sequence.input_ids) - sequence.prompt_length, len(whole.input_ids) - whole.prompt_length
     cut = _cuts((sequence.prompt_length, whole.prompt_length), answer)
-    return [StageView("sft", "the answer is learned", _pieces(sequence, lens), cut)]
+    return StageView(stage, what, _pieces(sequence, lens), cut)
 
 
 def _ranked(example: Example, lens: Lens, stage: StageToShow) -> list[StageView]:
@@ -138,6 +150,8 @@ def _rm(example: Example, lens: Lens) -> list[StageView]:
 
 
 def _dpo(example: Example, lens: Lens) -> list[StageView]:
+    if example.kind == "feedback":
+        return [_answered(example, lens, "dpo", f"{'liked' if example.liked else 'not liked'}, for pref_loss: kto")]
     return _ranked(example, lens, "dpo")
 
 
@@ -197,6 +211,7 @@ def _piece(ids: Sequence[int], learned: bool, lens: Lens) -> Piece:
 USABLE: dict[ExampleKind, tuple[StageToShow, ...]] = {
     "demonstration": ("sft", "ppo"),
     "ranking": ("rm", "dpo", "ppo"),
+    "feedback": ("dpo", "ppo"),
     "prompt": ("ppo",),
     "text": ("pretrain",),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duiqi.cli.arguments import Arguments
-from duiqi.cli.data_options import (
+from duiqi.cli.looking_options import (
     DataCheckConfig,
     DataConvertConfig,
     DatasetToReadOptions,
@@ -113,7 +113,8 @@ def convert(command: str, arguments: Arguments) -> None:
     from duiqi.inspection.canonical import NEEDS, natural_shape, record_of, refuse_existing, write_rows
 
     refuse_existing(target, overwrite=asked.overwrite)
-    examples = _examples(config.data, need=NEEDS.get(asked.to) if asked.to else None)
+    need = NEEDS.get(asked.to) if asked.to is not None else None
+    examples = _examples(config.data, *([need] if need is not None else []))
     shape = asked.to or natural_shape(examples)
     rows = write_rows(target, (record_of(example, shape) for example in _tracked(examples, "rows")))
     _say(f"{rows:,} rows written to {target} in {shape} format")
@@ -169,19 +170,19 @@ def stats(command: str, arguments: Arguments) -> None:
     )
 
 
-def _examples(data: DatasetToReadOptions, *, need: Need | None = None) -> list[Example]:
-    """Every row, of whatever kind or of the one that is needed.
+def _examples(data: DatasetToReadOptions, *needs: Need) -> list[Example]:
+    """Every row, of the kind that is needed, else of whatever kind.
 
     Raises:
         DataError: A row is malformed: nothing is left out silently where rows are counted or written.
     """
-    from duiqi.inspection.check import EVERYTHING, gather
+    from duiqi.inspection.check import gather
 
     read = gather(
         data.dataset,
         dataset_dir=data.dataset_dir,
         max_samples=data.max_samples,
-        needs=EVERYTHING if need is None else (need,),
+        needs=needs or ("conversation", "text"),
     )
     if read.refusal is not None:
         raise read.refusal

@@ -1,4 +1,4 @@
-"""The settings of the commands of `duiqi data`, declared like those of the stages."""
+"""The settings of the commands of `duiqi data` that look at data as they are."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class DataStatsConfig:
     stats: StatsOptions
 
 
-DATA_CONFIGS: dict[str, type] = {
+LOOKING_CONFIGS: dict[str, type] = {
     "data show": DataShowConfig,
     "data check": DataCheckConfig,
     "data convert": DataConvertConfig,

@@ -1,4 +1,4 @@
-"""The commands of `duiqi data`, their settings and what runs them."""
+"""The commands of `duiqi data` that look at data as they are: how the help presents them and what runs them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from duiqi.cli.command import ANY_SETTINGS, Command
 
 
 def _looking(summary: str, usage: str, example: str, runner: str) -> Command:
-    return Command(summary, "Data", f"DATASET {usage}{ANY_SETTINGS}", example, f"duiqi.cli.data_runners:{runner}")
+    return Command(summary, "Data", f"DATASET {usage}{ANY_SETTINGS}", example, f"duiqi.cli.looking_runners:{runner}")
 
 
-DATA_COMMANDS: dict[str, Command] = {
+LOOKING_COMMANDS: dict[str, Command] = {
     "data show": _looking(
         "Show rows as the stages see them, token by token.",
         "",

@@ -13,12 +13,11 @@ import pytest
 from tests.inspection.tokenizers_to_try import build
 
 from duiqi.cli.arguments import parse
-from duiqi.cli.data_commands import DATA_COMMANDS
+from duiqi.cli.looking_commands import LOOKING_COMMANDS
 from duiqi.cli.main import main
 from duiqi.cli.options import CONFIGS, words_of
 from duiqi.settings.resolve import build as settle
 
-LOOKING = ("data show", "data check", "data convert", "data split", "data stats")
 PAIRS = [
     {"prompt": f"第{number}个问题是什么？", "chosen": f"第{number}个回答，比较长一点。", "rejected": f"回答{number}"}
     for number in range(20)
@@ -43,9 +42,9 @@ def model(tmp_path: Path) -> str:
     return str(tmp_path / "tiny-chat")
 
 
-@pytest.mark.parametrize("name", LOOKING)
+@pytest.mark.parametrize("name", LOOKING_COMMANDS)
 def test_the_example_of_a_command_settles(name: str) -> None:
-    words = DATA_COMMANDS[name].example.split()[1:]
+    words = LOOKING_COMMANDS[name].example.split()[1:]
     assert " ".join(words[:2]) == name
     arguments = parse([name, *words[2:]], words_of(name))
     settle(CONFIGS[name], arguments.named("dataset"), command=name)
