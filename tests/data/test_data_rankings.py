@@ -48,7 +48,7 @@ def test_pairs_never_cross_rankings() -> None:
 
 def test_answers_of_equal_scores_make_no_pair_and_the_others_share_the_weight() -> None:
     tied = replace(ranking(4), scores=(3.0, 1.0, 1.0, 0.0))
-    batch = collate_rankings([ranking(2), tied], margins=[0.0, 0.0], sources=["a", "b"], weighting="prompt")
+    batch = collate_rankings([ranking(2), tied], weighting="prompt")
     pairs = list(zip(batch.better.tolist(), batch.worse.tolist(), strict=True))
     assert pairs == [(0, 1), (2, 3), (2, 4), (2, 5), (3, 5), (4, 5)]
     assert batch.weights.tolist() == pytest.approx([1.0] + [1 / 5] * 5)
