@@ -75,6 +75,7 @@ def test_any_file_is_read_or_refused(
         (tmp_path / left).unlink(missing_ok=True)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*FIELDS, "other"]), JSON, max_size=4))
 def test_putting_back_the_texts_of_a_row_changes_nothing(row: dict[str, Any]) -> None:
     assert repr(with_texts(row, dict(texts_of(row, FIELDS)))) == repr(row)

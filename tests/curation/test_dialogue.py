@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import Workshop
 from tests.curation.stand_in import read_rows, write_rows
@@ -106,6 +106,7 @@ TURNS = st.lists(st.integers(1, 60), max_size=30).map(
 )
 
 
+@settings(deadline=None)
 @given(TURNS, st.integers(1, 80), st.integers(0, 120), st.integers(0, 3))
 def test_windows_cover_every_turn_in_order_and_stay_within_their_size(
     turns: list[Line], window: int, more: int, overlap: int

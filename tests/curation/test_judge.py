@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.curation.stand_in import KEY, Body, Mishap, StandIn, read_rows, stand_in, write_rows
 
@@ -272,6 +272,7 @@ def test_without_an_address_nobody_is_asked(tmp_path: Path, monkeypatch: pytest.
     assert "OPENAI_BASE_URL: is not set" in capsys.readouterr().err
 
 
+@settings(deadline=None)
 @given(st.text() | st.lists(st.sampled_from(['{"better":', '"A"', "}", "{", '"score":', "7", "]", " "])).map("".join))
 def test_any_text_is_a_verdict_or_malformed(text: str) -> None:
     for read in (read_comparison, read_rating):

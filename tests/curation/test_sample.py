@@ -105,6 +105,7 @@ def test_cut_short_anywhere_it_goes_on_to_the_same_file(
     assert parts.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_file(workshop: Workshop, tmp_path: Path) -> None:
     prompts = write_rows(tmp_path / "many.jsonl", [{"prompt": f"第{number}个问题：你好吗？"} for number in range(70)])
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.curation.stand_in import KEY, Body, Mishap, StandIn, read_rows, stand_in, write_rows
 
@@ -132,6 +132,7 @@ def test_which_texts_need_it(text: str, zh: bool, en: bool) -> None:
 PIECES = [*"ab `\n⟦1⟧[NAME]<>@.x你：/:", "```", "http://a.b", "[NAME]", "⟦2⟧"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(PIECES)))
 def test_masking_and_restoring_gives_back_any_text(pieces: list[str]) -> None:
     text = "".join(pieces)
