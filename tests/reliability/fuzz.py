@@ -25,7 +25,16 @@ from pathlib import Path
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 FOUND = Path("build/fuzz")
-SHARES = {"dataset": 4, "registry": 6, "template": 2, "recipe": 3, "checkpoint": 4, "adapter": 4, "tokenizer": 1}
+SHARES = {
+    "dataset": 4,
+    "registry": 6,
+    "template": 2,
+    "recipe": 3,
+    "old_recipe": 3,
+    "checkpoint": 4,
+    "adapter": 4,
+    "tokenizer": 1,
+}
 """How the inputs are divided: fast targets get more."""
 
 

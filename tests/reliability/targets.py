@@ -11,9 +11,10 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -28,13 +29,17 @@ from duiqi.data import loading
 from duiqi.data.loading import Need, load_examples
 from duiqi.data.named_templates import TEMPLATES
 from duiqi.data.registry import DatasetSpec
+from duiqi.data.streaming import ExampleStream
 from duiqi.data.templates import from_dict, get_template
 from duiqi.errors import DataError, UserError
 from duiqi.guards.limits import at_most
+from duiqi.inspection.check import check_dataset
 from duiqi.journal.checksums import write_checksums
+from duiqi.legacy.recipe import OwnRecipe, read_foreign
 from duiqi.models.card import ModelCard, read_card
 from duiqi.models.lineage import read_stack
 from duiqi.models.loading import load_tokenizer, locate
+from duiqi.models.old_files import read_value_head
 from duiqi.settings.recipe import read_recipe, to_yaml
 from duiqi.settings.resolve import dump, resolve
 from duiqi.settings.stages import StageName
@@ -43,6 +48,7 @@ from duiqi.training.learner import Learner
 from duiqi.training.schedule import Schedule
 from duiqi.training.session import BestBy, Cadence, Session
 from duiqi.types import Message
+from tests.data.format_rows import GOOD_ROWS
 
 SECONDS = 20.0
 """No input may take longer."""
@@ -131,12 +137,18 @@ def dataset(root: Path, data: bytes) -> None:
     file = root / f"rows{kind}"
     file.write_bytes(data)
     refusals = []
+    specs = [DatasetSpec(str(file))]
     for need in get_args(Need):
         for forgiven in (0, 5):
             try:
-                load_examples([DatasetSpec(str(file))], dataset_dir=root, need=need, seed=0, max_bad_rows=forgiven)
+                load_examples(specs, dataset_dir=root, need=need, seed=0, max_bad_rows=forgiven)
             except DataError as refusal:
                 refusals.append(refusal)
+    for streamed in ("demonstration", "text"):
+        with suppress(DataError):
+            ExampleStream(specs, dataset_dir=root, need=streamed, seed=0, buffer_size=2, max_bad_rows=5).take(3)
+    with suppress(DataError):
+        check_dataset(str(file), dataset_dir=str(root))
     if len(refusals) == 2 * len(get_args(Need)):
         raise refusals[0]
 
@@ -202,6 +214,18 @@ def recipe(root: Path, data: bytes) -> None:
         raise refusals[0]
 
 
+def old_recipe(root: Path, data: bytes) -> None:
+    """A recipe that names its stage, LLaMA-Factory's or our own."""
+    file = root / "recipe.yaml"
+    file.write_bytes(data)
+    found = read_foreign(file, ())
+    if isinstance(found, OwnRecipe):
+        resolve(found.stage, recipe=file, overrides=found.overrides)  # type: ignore[arg-type]
+    else:
+        found.refuse_troubles()
+        resolve(found.command, overrides=found.given())  # type: ignore[arg-type]
+
+
 def checkpoint(root: Path, data: bytes) -> None:
     """The state of a checkpoint, with checksums that fit it; the first byte says which file."""
     directory = root / "checkpoints" / "step-000003"
@@ -217,7 +241,7 @@ def checkpoint(root: Path, data: bytes) -> None:
 def adapter(root: Path, data: bytes) -> None:
     """An adapter with its card; the first byte says which file."""
     files = {**_adapter_files()}
-    names = (*files, "adapter_model.bin")
+    names = (*files, "adapter_model.bin", "value_head.bin")
     name, data = names[data[0] % len(names) if data else 0], data[1:]
     if name == "adapter_model.bin":
         del files["adapter_model.safetensors"]
@@ -226,6 +250,7 @@ def adapter(root: Path, data: bytes) -> None:
         (root / each).write_bytes(content)
     read_card(root)
     read_stack(root)
+    read_value_head(root)
     locate(str(root))
 
 
@@ -245,6 +270,7 @@ TARGETS: dict[str, Target] = {
     "registry": registry,
     "template": template,
     "recipe": recipe,
+    "old_recipe": old_recipe,
     "checkpoint": checkpoint,
     "adapter": adapter,
     "tokenizer": tokenizer,
@@ -286,6 +312,13 @@ def _adapter_files() -> dict[str, bytes]:
         "duiqi.json": card.to_json().encode(),
         "adapter_model.safetensors": save(weights),
     }
+
+
+def _value_head() -> bytes:
+    """As `value_head.bin` was written in 2023."""
+    written = BytesIO()
+    torch.save({"summary.weight": torch.zeros(1, 8), "summary.bias": torch.zeros(1)}, written)
+    return written.getvalue()
 
 
 def _learner() -> Learner:
@@ -372,10 +405,24 @@ def seeds() -> dict[str, list[bytes]]:
         "plot_loss": True,
         "system": "你好: #",
     }
+    factory = {
+        "stage": "sft",
+        "do_train": True,
+        "model_name_or_path": "base",
+        "finetuning_type": "lora",
+        "dataset": "a,b",
+        "template": "qwen",
+        "cutoff_len": 1024,
+        "val_size": 0.1,
+        "learning_rate": 1.0e-4,
+        "bf16": True,
+        "output_dir": "out",
+    }
     checkpoint_names = ("trainer_state.json", "trainer_state.safetensors", "checksums.json")
     return {
         "dataset": [
             *(b"\0" + row.encode() for row in rows),
+            *(b"\0" + json.dumps(row).encode() for row, _, examples in GOOD_ROWS if examples),
             *(b"\1[" + row.strip().encode() + b"]" for row in rows),
             b"\2instruction,output\nq,a\n",
             b"\3text\n",
@@ -387,8 +434,13 @@ def seeds() -> dict[str, list[bytes]]:
             yaml.safe_dump(settings, allow_unicode=True).encode(),
             yaml.safe_dump({**settings, "reward_model": "rm.py:f@0.5", "advantage": "rloo"}).encode(),
         ],
+        "old_recipe": [
+            yaml.safe_dump(factory).encode(),
+            yaml.safe_dump({**factory, "stage": "dpo", "pref_beta": 0.1, "lora_target": "all"}).encode(),
+            json.dumps({**settings, "stage": "rm"}).encode(),
+        ],
         "checkpoint": [bytes([i]) + checkpoint_files[name] for i, name in enumerate(checkpoint_names)],
-        "adapter": [bytes([i]) + content for i, content in enumerate(_adapter_files().values())],
+        "adapter": [bytes([i]) + content for i, content in enumerate((*_adapter_files().values(), _value_head()))],
         "tokenizer": [bytes([i]) + content for i, content in enumerate(_tokenizer_files().values())],
     }
 

@@ -17,6 +17,7 @@ EXAMPLES = {
     "registry": 150,
     "template": 60,
     "recipe": 60,
+    "old_recipe": 60,
     "checkpoint": 60,
     "adapter": 80,
     "tokenizer": 15,
