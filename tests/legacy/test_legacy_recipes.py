@@ -210,6 +210,10 @@ class TestOtherRecipes:
         config = resolve("sft", recipe=file, overrides=found.overrides)
         assert (config.optimizer.num_train_epochs, config.optimizer.learning_rate) == (1.0, 3e-4)
 
+    def test_a_stage_that_is_no_name_is_refused_with_its_line(self, written: Any) -> None:
+        with pytest.raises(SettingsError, match=r"yaml:1: stage: expected the name of a stage"):
+            read_foreign(written("stage: [sft]\nmodel_name_or_path: base"), ())
+
     def test_a_recipe_without_a_stage_is_asked_for_it(self, written: Any) -> None:
         with pytest.raises(SettingsError, match="does not say which stage"):
             read_foreign(written("dataset: d\n"), [])

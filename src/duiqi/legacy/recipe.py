@@ -46,6 +46,8 @@ def read_foreign(file: Path, overrides: Sequence[Given], *, dialect: Dialect | N
             remedy=f"write a line stage: sft into it (or {', '.join(_STAGES[1:])}), or run `duiqi sft {file}`",
         )
     stage = names["stage"].value if "stage" in names else ""
+    if not isinstance(stage, str):
+        raise SettingsError("expected the name of a stage", where=names["stage"].where, remedy="write stage: sft")
     dialect = dialect or of_recipe(names, ours)
     if dialect is None and stage in STAGES:
         return OwnRecipe(stage, tuple(item for item in overrides if item.key != "stage"))
