@@ -21,7 +21,7 @@ _EXIT_CODES = {
     "130": "interrupted before there was anything to save",
 }
 
-_OVERVIEW_INDENT = 17
+_OVERVIEW_INDENT = 18
 
 _EXAMPLES = (
     "duiqi demo --output_dir runs/demo",
