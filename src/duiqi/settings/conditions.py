@@ -93,8 +93,10 @@ _WHOLE_AND_STILL = (
 _EVALUATION = Condition(
     ("eval_dataset", "val_size"), bool, "eval_dataset or val_size", reason="there is nothing to evaluate on"
 )
-_NOT_FEEDBACK = Condition(
-    ("pref_loss",), lambda value: value != "kto", "another pref_loss than kto", reason="its rows are not kept"
+_NOT_FEEDBACK = replace(
+    _one_of("pref_loss", "sigmoid", "ipo", "hinge", "kto_pair", "orpo", "simpo", "cpo"),
+    reason="rows of kto are not kept",
+    is_in_help=False,
 )
 _NOT_STREAMED = replace(_off("streaming"), reason="not all rows are known", is_in_help=False)
 _A_TRACKER = Condition(
