@@ -229,6 +229,13 @@ GOOD_ROWS: list[tuple[dict[str, Any], str, tuple[Example, ...]]] = [
     ({"prompt": "q", "id": 3}, "prompt", (prompt_only(QUESTION),)),
     ({"prompt": [USER]}, "prompt", (prompt_only(QUESTION),)),
     ({"instruction": "q", "input": ""}, "prompt", (prompt_only(QUESTION),)),
+    ({"prompt": "q", "completion": "a", "label": "True"}, "feedback", (feedback(QUESTION, liked=True),)),
+    ({"prompt": "q", "completion": "a", "label": "0"}, "feedback", (feedback(QUESTION, liked=False),)),
+    (
+        {"instruction": "用户：买了苹果。请写出客服助手：", "output": "a"},
+        "alpaca",
+        (demonstration((Message("user", "用户：买了苹果。请写出客服助手："),)),),
+    ),
     ({"text": "t"}, "text", (Example("text", (), ("t",), ORIGIN),)),
 ]
 """Rows that are recognised by their columns, and what they become."""

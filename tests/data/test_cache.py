@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -89,16 +90,30 @@ def test_a_folder_that_cannot_be_made_is_said_and_no_error(tmp_path: Path) -> No
     assert "cannot be kept" in RowCache(tmp_path / "file" / "rows").keep(KEY, {"train": COLUMNS}, None)
 
 
-def test_what_is_unused_for_longest_makes_room(store: RowCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def named(name: str) -> str:
+    """The key of some rows: a checksum, as in life."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def test_what_is_unused_for_longest_makes_room_and_what_others_keep_there_stays(
+    store: RowCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = time.time()
-    for hours, key in ((50, "old"), (60, "older but used"), (30, "young"), (40, ".killed"), (10, ".at work")):
+    old, used, young, new = map(named, ("old", "older but used", "young", "new"))
+    killed, at_work = f".{named('killed')}.x1", f".{named('at work')}.x2"
+    for hours, key in ((50, old), (60, used), (30, young), (40, killed), (10, at_work)):
         os.utime(kept(store, key), (now, now - 3600 * hours))
-    assert store.find("older but used")[0] is not None
-    size = sum(file.stat().st_size for file in store.place("old").iterdir())
+    home = store.place("x").parent
+    for folder in (".git", "thesis", "deadbeef"):
+        (home / folder).mkdir()
+        (home / folder / "mine").write_bytes(bytes(10**6))
+        os.utime(home / folder, (now, now - 3600 * 90))
+    assert store.find(used)[0] is not None
+    size = sum(file.stat().st_size for file in store.place(old).iterdir())
     monkeypatch.setattr(cache_module, "LARGEST_BYTES", 3 * size + size // 2)
-    kept(store, "new")
-    left = {path.name for path in store.place("new").parent.iterdir()}
-    assert left == {"older but used", "young", "new", ".at work"}
+    kept(store, new)
+    assert {path.name for path in home.iterdir()} == {used, young, new, at_work, ".git", "thesis", "deadbeef"}
+    assert all((home / folder / "mine").is_file() for folder in (".git", "thesis", "deadbeef"))
 
 
 BUILDER = """

@@ -255,3 +255,18 @@ def test_a_last_block_of_one_token_is_left_out(plain_tokenizer: PreTrainedTokeni
     blocks = pack_text(["你好"], plain_tokenizer, block_size=num_tokens - 1)
     assert [len(block.input_ids) for block in blocks] == [num_tokens - 1]
     assert len(pack_text([], plain_tokenizer, block_size=4)) == 0
+
+
+def test_half_a_character_is_refused_with_its_row() -> None:
+    from duiqi.data.encoded import encode_demonstrations
+    from duiqi.data.templates import get_template
+    from duiqi.errors import DataError
+    from duiqi.types import Example, Message, Origin
+
+    tokenizer = build_tokenizer()
+    rows = [
+        Example("demonstration", (Message("user", "q"),), (answer,), Origin("set", "rows.jsonl", line))
+        for line, answer in ((3, "a"), (4, "cut \ud83d"))
+    ]
+    with pytest.raises(DataError, match=r"rows\.jsonl:4: found half a character"):
+        encode_demonstrations(get_template("zh_qa", tokenizer), tokenizer, examples=rows, budget=token_budget(64))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -39,6 +40,11 @@ class Entry:
     """The columns of each part, mapped from their files."""
     facts: Any
     place: Path
+
+
+_ENTRY = re.compile(r"[0-9a-f]{64}")
+"""How an entry's folder is named; the user may have named a folder for the cache that holds other things too."""
+_DRAFT = re.compile(r"\.[0-9a-f]{64}\..+")
 
 
 class RowCache:
@@ -87,15 +93,13 @@ class RowCache:
         return ""
 
     def _make_room(self, *, but: Path) -> None:
-        """Remove what is unused for longest, and what killed processes left."""
-        entries = sorted(((_last_use(path), path) for path in self._home.iterdir() if path.is_dir()), reverse=True)
+        """Remove what is unused for longest, and what killed processes left; never what others keep in the folder."""
+        folders = [(_last_use(path), path) for path in self._home.iterdir() if path.is_dir() and path != but]
         total = _size(but)
-        for used, path in entries:
-            if path == but:
-                continue
-            if path.name.startswith("."):
-                if used < time.time() - DRAFT_SECONDS:
-                    shutil.rmtree(path, ignore_errors=True)
+        for used, path in sorted(folders, reverse=True):
+            if _DRAFT.fullmatch(path.name) and used < time.time() - DRAFT_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+            if not _ENTRY.fullmatch(path.name):
                 continue
             total += _size(path)
             if total > LARGEST_BYTES:

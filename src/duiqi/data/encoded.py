@@ -219,6 +219,28 @@ def document_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> It
 def _encode_by_batch(
     template: Template, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
 ) -> Iterator[tuple[Example, WholeRow]]:
+    """The texts of many rows tokenised at once.
+
+    Raises:
+        DataError: A text has half a character, which fast tokenizers take for no text at all.
+    """
     for start in range(0, len(examples), ROWS_AT_ONCE):
         batch = examples[start : start + ROWS_AT_ONCE]
-        yield from zip(batch, encode_whole(template, tokenizer, batch), strict=True)
+        try:
+            encoded = encode_whole(template, tokenizer, batch)
+        except (TypeError, UnicodeEncodeError) as error:
+            _refuse_half_characters(batch, error)
+            raise
+        yield from zip(batch, encoded, strict=True)
+
+
+def _refuse_half_characters(examples: Sequence[Example], error: Exception) -> None:
+    """Say at which row an encoding failed, if it is for half a character."""
+    for example in examples:
+        texts = (*(message.content for message in example.prompt), *example.answers)
+        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+            raise DataError(
+                "found half a character, of which no tokenizer makes tokens",
+                where=str(example.origin),
+                remedy="mend the row (often an emoji was cut in two); duiqi data check lists all such rows",
+            ) from error

@@ -199,6 +199,12 @@ def split_validation(examples: Sequence[Example], val_size: float, *, seed: int)
     """
     if val_size == 0:
         return list(examples), []
+    if val_size >= 1 and val_size != int(val_size):
+        raise DataError(
+            f"{val_size:g} is neither a share of the rows nor a count",
+            where="val_size",
+            remedy="write a share below 1, such as 0.05, or a whole number of rows",
+        )
     wanted = max(1, round(val_size * len(examples))) if val_size < 1 else int(val_size)
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, example in enumerate(examples):

@@ -62,7 +62,7 @@ def number(value: Any, column: str, origin: Origin, *, largest: float = 1e9) -> 
 
 
 def yes_or_no(row: Fields, column: str, origin: Origin) -> bool:
-    """The truth value of a column: true or false, 1 or 0.
+    """The truth value of a column: true or false, 1 or 0, or these as text, as they stand in .csv files.
 
     Raises:
         DataError: It is neither.
@@ -70,12 +70,21 @@ def yes_or_no(row: Fields, column: str, origin: Origin) -> bool:
     value = row.get(column)
     if not is_yes_or_no(value):
         malformed(column, value, "true or false", origin)
-    return bool(value)
+    return value.strip().lower() in _YES if isinstance(value, str) else bool(value)
 
 
 def is_yes_or_no(value: Any) -> bool:
-    """Whether a value says yes or no."""
+    """Whether a value says yes or no.
+
+    >>> is_yes_or_no("False"), is_yes_or_no(0), is_yes_or_no(2)
+    (True, True, False)
+    """
+    if isinstance(value, str):
+        return value.strip().lower() in (*_YES, *_NO)
     return isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
+
+
+_YES, _NO = ("true", "1"), ("false", "0")
 
 
 def malformed(column: str, value: Any, expected: str, origin: Origin) -> NoReturn:

@@ -32,9 +32,9 @@ SPELLINGS = (("role", "content"), ("from", "value"), ("role", "text"))
 """Under which names a message tells its role and its content."""
 HUMAN, ASSISTANT = r"(?:Human|User|USER|人类|用户)", r"(?:Assistant|ASSISTANT|助手|助理)"
 COLON = r"\s?[:：]"
-_OPEN_TRANSCRIPT = re.compile(rf"\s*{HUMAN}{COLON}.*{ASSISTANT}{COLON}\s*$", re.DOTALL)
+_OPEN_TRANSCRIPT = re.compile(rf"\s*{HUMAN}{COLON}.*\s{ASSISTANT}{COLON}\s*$", re.DOTALL)
 _TRANSCRIPT = re.compile(rf"\n\n{HUMAN}{COLON}|\s*{HUMAN}{COLON}.*\s{ASSISTANT}{COLON}", re.DOTALL)
-_OPEN_END = re.compile(rf"\s*{ASSISTANT}{COLON}\s*$")
+_OPEN_END = re.compile(rf"\s+{ASSISTANT}{COLON}\s*$")
 
 
 def message_list(value: Any, column: str, origin: Origin) -> Messages:
