@@ -124,7 +124,7 @@ def _files(old: Old, command: str) -> Iterator[Line]:
     yield Line(old.says("dataset_dir"), "dataset_dir", old.get("dataset_dir") or "data")
     target = str(Path(old.get("output_dir") or "results") / "generated_predictions.jsonl")
     note = (
-        "prompt, predict and label; BLEU and ROUGE are not computed" if command == "generate" else "scores of every row"
+        "prompt, predict and label; BLEU and ROUGE stand beside it" if command == "generate" else "scores of every row"
     )
     yield Line(old.says("output_dir"), "output_file", target, note)
     if old.get("max_samples"):
