@@ -55,7 +55,8 @@ def calls(fake: Callable[[str, Fake], None]) -> list[tuple[tuple[Any, ...], dict
 
         return work
 
-    fake("duiqi.serving.generate:generate_file", record(7))
+    answered = types.SimpleNamespace(answers=7, lines=lambda: ["none of them is empty"])
+    fake("duiqi.serving.generate:generate_file", record(answered))
     fake("duiqi.serving.score:score_file", record(7))
     fake("duiqi.serving.chat:chat", record())
     fake("duiqi.serving.export:export", record(Exported(Path("models/aligned"), merged=1, gap=1e-7, prompts=4)))
@@ -240,6 +241,7 @@ class TestOtherCommands:
         assert positional == ("runs/ppo", "p.jsonl", "a.jsonl")
         assert named == {
             "sampling": Sampling(temperature=0.5, seed=3),
+            "num_repeats": 1,
             "template": "qwen",
             "system": None,
             "source_prefix": None,
@@ -249,7 +251,7 @@ class TestOtherCommands:
             "dtype": "auto",
             "device": "auto",
         }
-        assert capsys.readouterr().out == "7 answers written to a.jsonl\n"
+        assert capsys.readouterr().out == "7 answers written to a.jsonl\nnone of them is empty\n"
 
     def test_score(self, calls: list[Any]) -> None:
         assert main(["score", "runs/rm", "pairs.json", "--output_file=s.jsonl", "--device", "cpu"]) == 0

@@ -151,6 +151,7 @@ def test_the_doctor_from_sft_to_prediction(place: Path, glm: str) -> None:
     legacy(COMMANDS["C-covid-predict"], max_new_tokens=4)
     lines = (place / "covid_predict" / "generated_predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == len(ROWS)
+    assert (place / "covid_predict" / "generated_predictions.metrics.json").is_file()
 
 
 def test_the_tutorial_on_baichuan(place: Path, baichuan: str) -> None:

@@ -24,6 +24,14 @@ from duiqi.settings.stages import STAGE_DEFAULTS, STAGES
 
 
 @dataclass(frozen=True, kw_only=True, config=GROUP)
+class RepeatOptions:
+    """Repeats"""
+
+    num_repeats: Positive = 1
+    """Answer every row so many times, with seed, seed + 1 ...; metrics are then given with their spread."""
+
+
+@dataclass(frozen=True, kw_only=True, config=GROUP)
 class RewardModelToAskOptions:
     """Model"""
 
@@ -130,6 +138,7 @@ class GenerateConfig:
     files: FileOptions
     prompt: PromptOptions
     decoding: DecodingOptions
+    repeats: RepeatOptions
     placement: PlacementOptions
 
 

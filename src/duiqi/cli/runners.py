@@ -72,11 +72,12 @@ def generate(command: str, arguments: Arguments) -> None:
 
     from duiqi.serving.generate import generate_file
 
-    rows = generate_file(
+    report = generate_file(
         config.source.model,
         config.files.file,
         config.files.output_file,
         sampling=_sampling(config.decoding),
+        num_repeats=config.repeats.num_repeats,
         template=config.prompt.template,
         system=config.prompt.system,
         source_prefix=config.prompt.source_prefix,
@@ -86,7 +87,7 @@ def generate(command: str, arguments: Arguments) -> None:
         dtype=config.placement.dtype,
         device=config.placement.device,
     )
-    _say(f"{rows} answers written to {config.files.output_file}")
+    _say(f"{report.answers} answers written to {config.files.output_file}", *report.lines())
 
 
 def score(command: str, arguments: Arguments) -> None:

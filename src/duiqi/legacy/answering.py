@@ -26,6 +26,7 @@ SETTINGS_OF: dict[str, tuple[str, ...]] = {
         "top_p",
         "top_k",
         "repetition_penalty",
+        "num_repeats",
         "seed",
         "dtype",
         "device",
@@ -123,9 +124,8 @@ def _files(old: Old, command: str) -> Iterator[Line]:
     yield Line(old.says("dataset", "eval_dataset"), "file", dataset)
     yield Line(old.says("dataset_dir"), "dataset_dir", old.get("dataset_dir") or "data")
     target = str(Path(old.get("output_dir") or "results") / "generated_predictions.jsonl")
-    note = (
-        "prompt, predict and label; BLEU and ROUGE are not computed" if command == "generate" else "scores of every row"
-    )
+    answered = "prompt, predict and label; with duiqi[metrics] BLEU and ROUGE beside it"
+    note = answered if command == "generate" else "scores of every row"
     yield Line(old.says("output_dir"), "output_file", target, note)
     if old.get("max_samples"):
         yield Line(old.says("max_samples"), "max_samples", old.get("max_samples"))
