@@ -28,6 +28,8 @@ class Part:
     """Sequences of equal length in the ranges."""
     is_real: Tensor | None = None
     """Where `queries` is not filling; None: nowhere is any."""
+    real: Tensor | None = None
+    """The same as places, counted through all sequences: indices need no look at the numbers of a tensor."""
     bounds: tuple[Tensor, Tensor, int, int] | None = None
     """For variable-length kernels: cumulative lengths of queries and of keys, and the longest of each."""
 
@@ -45,11 +47,11 @@ class Part:
 
     def put(self, whole: Tensor, found: Tensor, places: Tensor | slice) -> None:
         """Write what was found at these places into the row, without its filling."""
-        if self.is_real is None:
+        if self.real is None:
             whole[places] = found if isinstance(places, Tensor) else found.reshape(whole[places].shape)
         else:
             assert isinstance(places, Tensor)
-            whole[places[self.is_real]] = found[self.is_real].to(whole.dtype)
+            whole[places.flatten()[self.real]] = found.flatten(0, 1)[self.real].to(whole.dtype)
 
 
 class Kernel(Protocol):
@@ -119,12 +121,16 @@ class _CPU:
         if self._touch(group):
             span = slice(group[0].start, group[-1].end)
             return Part(span, span, is_causal=True, count=len(group))
-        steps = torch.arange(group[-1].length)
+        longest = group[-1].length
         starts = torch.tensor([[segment.start] for segment in group])
         ends = torch.tensor([[segment.end] for segment in group])
-        places, is_real = torch.minimum(starts + steps, ends - 1), starts + steps < ends
-        is_even = group[0].length == group[-1].length  # the shortest and the longest
-        return Part(places, places, is_causal=True, is_real=None if is_even else is_real)
+        steps = torch.arange(longest)
+        places = torch.minimum(starts + steps, ends - 1)
+        if group[0].length == longest:
+            return Part(places, places, is_causal=True)
+        # Counted here and not asked of the tensors, so that a rehearsal can do it with tensors that hold no numbers.
+        real = [row * longest + step for row, segment in enumerate(group) for step in range(segment.length)]
+        return Part(places, places, is_causal=True, is_real=starts + steps < ends, real=torch.tensor(real))
 
     def shared(self, tree: SegmentTree) -> list[Part]:
         segments = [segment for level in tree.levels for segment in level]
