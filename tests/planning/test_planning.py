@@ -13,15 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import Workshop
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig, OPTConfig, Qwen3Config
 
 from duiqi.cli.main import main
 from duiqi.errors import SettingsError
+from duiqi.models.attention_kernels import kernel_for
 from duiqi.models.layout import find_layout, likely_layout
 from duiqi.models.measure import measure_answers
 from duiqi.models.shared_base import SharedBase
 from duiqi.packing.batch import Family, PackedBatch, pack
+from duiqi.packing.tree import SegmentTree
 from duiqi.planning import rehearsal
 from duiqi.planning.advice import changes, first_change
 from duiqi.planning.heap import Heap
@@ -266,6 +269,18 @@ def test_a_network_is_planned_from_its_config_alone(workshop: Workshop, tmp_path
     assert held["base", "weights in float32"] == tensor_bytes((*real.parameters(), *real.buffers()))
     assert found.base.layout.is_packed == (name == "gpt2")
     assert memory.widest.peak > 0
+
+
+def test_short_rows_of_several_lengths_need_no_look_at_the_numbers_of_a_tensor() -> None:
+    lengths = [3, 4, 5, 5, 4]
+    kernel = kernel_for(torch.device("cpu"), torch.float32)
+    assert kernel is not None
+    with FakeTensorMode():
+        parts = kernel.own(SegmentTree.of(lengths, [None] * len(lengths)))
+        assert any(part.is_real is not None for part in parts)
+        whole = torch.zeros(sum(lengths), 2, 4)
+        for part in parts:
+            part.put(whole, part.queries_of(whole), part.queries)
 
 
 def test_what_cannot_be_rehearsed_is_said(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

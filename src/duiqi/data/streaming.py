@@ -107,6 +107,7 @@ class ExampleStream:
     def state(self) -> dict[str, Any]:
         """Where it stands, as JSON values."""
         return {
+            "bytes": [dataset.num_bytes for dataset in self._datasets],
             "epoch": self._epoch,
             "drawn": self._drawn,
             "pending": len(self._pending),
@@ -117,8 +118,14 @@ class ExampleStream:
         """Go on from there.
 
         Raises:
-            RunError: The files have fewer rows than they had.
+            RunError: The files are of other sizes than they were, and so would be the order.
         """
+        if state["bytes"] != [dataset.num_bytes for dataset in self._datasets]:
+            raise RunError(
+                "the data are of another size than those that the run began with, so their order would be another",
+                where="dataset",
+                remedy="put back the files that the run began with, or start a new output_dir",
+            )
         self._begin(state["epoch"])
         self._rejects = [BadRow(**row) for row in state["rejects"]]
         drawn = state["drawn"]

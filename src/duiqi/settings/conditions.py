@@ -143,7 +143,7 @@ ONLY_WITH: dict[str, tuple[Condition, ...]] = {
     "mix_strategy": (_NOT_STREAMED, _SEVERAL_DATASETS),
     "interleave_probs": (_one_of("mix_strategy", "interleave_under", "interleave_over"),),
     **dict.fromkeys(("val_size", "max_samples", "num_train_epochs"), (_NOT_STREAMED,)),
-    **dict.fromkeys(("overwrite_cache", "data_cache_dir"), (_NOT_STREAMED, _NOT_FEEDBACK)),
+    "data_cache_dir": (_NOT_STREAMED, _NOT_FEEDBACK),
     "buffer_size": (_true("streaming"),),
     "save_keep_every": (
         _above("save_steps", 0),
