@@ -70,7 +70,7 @@ def _verdict(plan: Plan, advice: Advice | None) -> list[str]:
     if memory.available is None:
         lines.append("fits      nobody can say how much memory this device has")
     elif memory.fits and plan.duration is None:
-        lines.append(f"fits      perhaps: {_size(memory.peak)} are counted of the {_size(memory.available)} that are free")
+        lines.append(f"fits      perhaps: {_size(memory.peak)} are counted, {_size(memory.available)} are free")
     elif memory.fits:
         lines.append(f"fits      yes: {_size(memory.peak)} of the {_size(memory.available)} that are free")
     else:
