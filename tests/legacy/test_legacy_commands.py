@@ -279,6 +279,23 @@ class TestReadingACommand:
         assert read_command(["python a.py \\\n  --do_train \\\n --fp16"]).flags == {"do_train": "true", "fp16": "true"}
         assert read_command(["python", "a.py", "\\", "--fp16"]).flags == {"fp16": "true"}
 
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [("--source_prefix ''", ""), ("--source_prefix=", ""), ("--source_prefix ' Q: '", " Q: ")],
+    )
+    def test_a_value_of_nothing_or_white_space_stays_as_it_is(self, text: str, value: str) -> None:
+        command = f"python a.py {text} \\ \n --fp16 \\\r\n --x 1 \\"
+        found = {"source_prefix": value, "fp16": "true", "x": "1"}
+        assert read_command([command]).flags == found
+        words = ["python", "a.py", "--source_prefix", value, "\\", "--fp16", "\\\n", "--x", "1"]
+        assert read_command(words).flags == found
+
+    def test_an_empty_source_prefix_is_no_prefix(self) -> None:
+        found = translate("python src/finetune.py --do_train --source_prefix '' --output_dir out")
+        check(found)
+        assert found.settings["source_prefix"] == ""
+        assert "source_prefix: ''" in "\n".join(translation_lines(found))
+
     @pytest.mark.parametrize("end", ["> log.txt", "2>&1", "| tee log", "&& python b.py"])
     def test_what_belongs_to_the_shell_is_refused(self, end: str) -> None:
         with pytest.raises(SettingsError, match="belongs to the shell"):
