@@ -111,6 +111,26 @@ def test_old_flags_of_a_stage_are_shown_before_it_runs(runs: list[Any], capsys: 
     assert "adapter_name_or_path: a" in capsys.readouterr().out
 
 
+def test_a_recipe_that_predicts_is_answered(
+    runs: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    answered: list[dict[str, str]] = []
+
+    def answer(_command: str, arguments: Any) -> None:
+        answered.append({item.key: item.value for item in arguments.named("model", "file")})
+
+    monkeypatch.setattr("duiqi.cli.legacy_runners.generate", answer)
+    text = "stage: sft\ndo_predict: true\nmodel_name_or_path: m\neval_dataset: d\noutput_dir: o\ntemplate: qwen\n"
+    (tmp_path / "r.yaml").write_text(text)
+    assert main(["train", "r.yaml", "--dry_run"]) == 0
+    assert not answered
+    assert main(["train", "r.yaml"]) == 0
+    (settings,) = answered
+    assert (settings["model"], settings["file"]) == ("m", "d")
+    assert not runs
+    assert capsys.readouterr().out.count("duiqi generate m d") == 2
+
+
 def test_nothing_heavy_is_imported_for_a_translation() -> None:
     code = (
         "import sys; from duiqi.cli.main import main\n"

@@ -206,6 +206,64 @@ class TestOldMeanings:
         assert found.settings["max_source_length"] == "512"
 
 
+def files(directory: str, *names: str, **contents: str) -> None:
+    """A directory with files of these names, and of those whose contents count."""
+    Path(directory).mkdir()
+    for name in names:
+        Path(directory, name).touch()
+    for stem, text in contents.items():
+        Path(directory, f"{stem}.json").write_text(text)
+
+
+class TestWhoAnswers:
+    PREDICT = "python src/finetune.py --do_predict --dataset d --model_name_or_path glm-6b --checkpoint_dir "
+
+    def test_a_run_brings_all_and_says_its_template(self) -> None:
+        files("a", "duiqi.json", "adapter_config.json")
+        found = translate(f"{self.PREDICT} below,a")
+        check(found)
+        assert found.settings["model"] == "a"
+        assert "template" not in found.settings
+
+    @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.bin"])
+    def test_an_adapter_of_another_trainer_stands_on_the_base_and_is_told_its_template(self, file: str) -> None:
+        files("a", file)
+        found = translate(f"{self.PREDICT} a")
+        check(found)
+        assert (found.settings["model"], found.settings["template"]) == ("glm-6b,a", "chatglm")
+
+    def test_layers_that_freeze_tuning_trained_stand_on_the_base(self) -> None:
+        files("a", "config.json", "pytorch_model.bin", finetuning_args='{"finetuning_type": "freeze"}')
+        found = translate(f"{self.PREDICT} a")
+        assert (found.settings["model"], found.settings["template"]) == ("glm-6b,a", "chatglm")
+
+    def test_a_full_model_is_its_own_base_and_is_told_its_template(self) -> None:
+        files("a", "config.json", "pytorch_model.bin", finetuning_args='{"finetuning_type": "full"}')
+        found = translate(f"{self.PREDICT} a")
+        check(found)
+        assert (found.settings["model"], found.settings["template"]) == ("a", "chatglm")
+        (note,) = (line.note for line in found.lines if line.setting == "model")
+        assert note == "a full model is its own base"
+
+    @pytest.mark.parametrize("stage", ["sft", "rm"])
+    def test_of_several_adapters_of_2023_none_is_dropped_in_silence(self, stage: str) -> None:
+        for name in ("sft1", "ppo1"):
+            files(name, "adapter_config.json", "adapter_model.bin")
+        found = translate(
+            f"python src/train_bash.py --stage {stage} --do_predict --dataset d --model_name_or_path glm "
+            "--checkpoint_dir sft1,ppo1"
+        )
+        with pytest.raises(SettingsError, match="ppo1 does not say that it stands on sft1") as caught:
+            found.refuse_troubles()
+        assert "`duiqi export glm,sft1 --output_dir MERGED`" in str(caught.value)
+        assert "--model_name_or_path MERGED --checkpoint_dir ppo1" in str(caught.value)
+
+    def test_a_full_model_above_others_is_asked_to_be_named_alone(self) -> None:
+        files("full", "config.json")
+        with pytest.raises(SettingsError, match="name it alone: full"):
+            translate(f"{self.PREDICT} sft1,full").refuse_troubles()
+
+
 class TestDeepSpeedChat:
     STEP3 = (
         "deepspeed --master_port 12346 training/step3_rlhf_finetuning/main.py --data_path Dahoas/rm-static "
@@ -278,6 +336,23 @@ class TestReadingACommand:
     def test_line_continuations_are_nothing(self) -> None:
         assert read_command(["python a.py \\\n  --do_train \\\n --fp16"]).flags == {"do_train": "true", "fp16": "true"}
         assert read_command(["python", "a.py", "\\", "--fp16"]).flags == {"fp16": "true"}
+
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [("--source_prefix ''", ""), ("--source_prefix=", ""), ("--source_prefix ' Q: '", " Q: ")],
+    )
+    def test_a_value_of_nothing_or_white_space_stays_as_it_is(self, text: str, value: str) -> None:
+        command = f"python a.py {text} \\ \n --fp16 \\\r\n --x 1 \\"
+        found = {"source_prefix": value, "fp16": "true", "x": "1"}
+        assert read_command([command]).flags == found
+        words = ["python", "a.py", "--source_prefix", value, "\\", "--fp16", "\\\n", "--x", "1"]
+        assert read_command(words).flags == found
+
+    def test_an_empty_source_prefix_is_no_prefix(self) -> None:
+        found = translate("python src/finetune.py --do_train --source_prefix '' --output_dir out")
+        check(found)
+        assert found.settings["source_prefix"] == ""
+        assert "source_prefix: ''" in "\n".join(translation_lines(found))
 
     @pytest.mark.parametrize("end", ["> log.txt", "2>&1", "| tee log", "&& python b.py"])
     def test_what_belongs_to_the_shell_is_refused(self, end: str) -> None:

@@ -193,9 +193,35 @@ class TestLLaMAFactory:
         with pytest.raises(SettingsError, match="watch_limits: `duiqi sft` has no such setting"):
             translated(file, overrides[1])
 
-    def test_a_list_is_asked_for_as_text(self, written: Any) -> None:
-        with pytest.raises(SettingsError, match=r"dataset: found a list[^>]*-> write values with commas"):
-            translated(written("stage: sft\ndo_train: true\ndataset: [a, b]\n"))
+    def test_a_list_of_values_is_read_as_one_with_commas(self, written: Any) -> None:
+        found = translated(written(changed(dataset="[identity, demo]", lora_target="\n  - q_proj\n  - v_proj")))
+        config = config_of(found)
+        assert (config.data.dataset, config.tuning.lora_target) == ("identity,demo", "q_proj,v_proj")
+
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            ("{a: 1}", "found settings within settings -> write one value"),
+            ("[{a: 1}]", "found a list of more than plain values -> write plain values: a,b"),
+        ],
+    )
+    def test_what_is_no_plain_value_is_refused_with_its_line(self, written: Any, value: str, said: str) -> None:
+        with pytest.raises(SettingsError) as caught:
+            translated(written(f"stage: sft\ndo_train: true\ndataset: {value}\n"))
+        assert "recipe.yaml:3: dataset" in str(caught.value)
+        assert said in " ".join(str(caught.value).split())
+
+    def test_settings_within_settings_are_refused_or_idle_as_their_name_is(self, written: Any) -> None:
+        refused = translated(written(changed(lr_scheduler_kwargs="{num_cycles: 2}")))
+        with pytest.raises(
+            SettingsError, match=r"lr_scheduler_kwargs: {...}: the schedules here take no more settings"
+        ):
+            refused.refuse_troubles()
+        resolve("sft", overrides=refused.given())  # goes on without it
+        idle = translated(written(changed(gradient_checkpointing_kwargs="{use_reentrant: false}")))
+        config_of(idle)
+        (note,) = (line.note for line in idle.lines if "gradient_checkpointing_kwargs" in line.flags)
+        assert note.startswith("no effect here")
 
     def test_no_key_of_a_service_is_taken(self, written: Any) -> None:
         with pytest.raises(SettingsError, match="no key is taken"):

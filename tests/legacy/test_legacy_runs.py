@@ -197,3 +197,11 @@ def test_ppo_and_prediction_from_what_trainers_of_2023_left(place: Path, glm: st
     legacy(command.replace("covid_predict", "old_predict"), max_new_tokens=4)
     lines = (place / "old_predict" / "generated_predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == len(ROWS)
+
+    ppo = as_of_2023(run, place / "old_ppo")
+    stacked = command.replace("old_sft", f"{sft},{ppo}").replace("covid_predict", "stacked_predict")
+    assert main(["legacy", "--", stacked]) == 2
+    assert main(["export", f"{glm},{sft}", "--output_dir", str(place / "merged")]) == 0
+    legacy(stacked.replace(glm, str(place / "merged")).replace(f"{sft},", ""), max_new_tokens=4)
+    lines = (place / "stacked_predict" / "generated_predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(ROWS)

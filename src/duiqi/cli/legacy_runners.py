@@ -34,9 +34,10 @@ def train_recipe(command: str, arguments: Arguments) -> None:
         stage = cast(StageName, found.stage)
         config = resolve(stage, recipe=file, overrides=found.overrides)
     else:
-        _show(found, strict=options.strict)
-        stage = cast(StageName, found.command)
-        config = resolve(stage, overrides=found.given())
+        read = _stage_of(found, strict=options.strict, dry_run=options.dry_run)
+        if read is None:
+            return
+        stage, config = read
     if not options.dry_run:
         _run_stage(stage, config, arguments.words)
         return
@@ -61,16 +62,23 @@ def legacy(command: str, arguments: Arguments) -> None:
     options = build(OldCommandConfig, [item for item in given if item.key in _OWN], command=command).old
     later = [item for item in given if item.key not in _OWN]
     found = interpret(words[border + 1 :], later)
-    _show(found, strict=options.strict)
-    if found.command not in STAGES:
-        if not options.dry_run:
-            runner = {"generate": generate, "score": score, "export": export}[found.command]
-            runner(found.command, parse(found.words[1:], words_of(found.command)))
-        return
-    stage = found.command
-    config = resolve(stage, overrides=found.given())
-    if not options.dry_run:
-        _run_stage(stage, config, arguments.words)
+    read = _stage_of(found, strict=options.strict, dry_run=options.dry_run)
+    if read is not None and not options.dry_run:
+        _run_stage(*read, arguments.words)
+
+
+def _stage_of(found: Translation, *, strict: bool, dry_run: bool) -> tuple[StageName, StageConfig] | None:
+    """Show a translation; the stage and settings that it became, None where it became a command that trains nothing.
+
+    Such a command is run here unless dry_run.
+    """
+    _show(found, strict=strict)
+    if found.command in STAGES:
+        return found.command, resolve(found.command, overrides=found.given())
+    if not dry_run:
+        runner = {"generate": generate, "score": score, "export": export}[found.command]
+        runner(found.command, parse(found.words[1:], words_of(found.command)))
+    return None
 
 
 def _show(found: Translation, *, strict: bool) -> None:

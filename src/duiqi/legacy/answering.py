@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from duiqi.errors import SettingsError
 from duiqi.legacy.dialect import Line, Old, Trouble
+from duiqi.legacy.old_checkpoints import Checkpoint, checkpoint_of
 from duiqi.legacy.rules import NoEffect, Refused, Rule, Together
 
 SETTINGS_OF: dict[str, tuple[str, ...]] = {
@@ -107,19 +109,8 @@ def _sampled(old: Old) -> Iterator[Line]:
             yield Line(old.says(name), name, value, "" if old.says(name) else "as the old code sampled")
 
 
-def _files(old: Old, command: str) -> Iterator[Line]:
-    adapters = old.first("checkpoint_dir", "adapter_name_or_path")
-    names = ("checkpoint_dir", "adapter_name_or_path", "model_name_or_path")
-    setting = "model" if command == "generate" else "reward_model"
-    if adapters:
-        last = adapters.split(",")[-1].strip()
-        if is_of_2023(last):
-            base = old.get("model_name_or_path")
-            yield Line(old.says(*names), setting, f"{base},{last}", "the base, and the adapter on it")
-        else:
-            yield Line(old.says(*names), setting, last, "it brings its base and what it stands on")
-    else:
-        yield Line(old.says(*names), setting, old.get("model_name_or_path"))
+def _files(old: Old, command: str) -> Iterator[Line | Trouble]:
+    yield from _model(old, "model" if command == "generate" else "reward_model")
     dataset = old.first("eval_dataset", "dataset")
     yield Line(old.says("dataset", "eval_dataset"), "file", dataset)
     yield Line(old.says("dataset_dir"), "dataset_dir", old.get("dataset_dir") or "data")
@@ -133,6 +124,39 @@ def _files(old: Old, command: str) -> Iterator[Line]:
         yield Line(("per_device_eval_batch_size",), "batch_size", old.get("per_device_eval_batch_size"))
 
 
-def is_of_2023(adapter: str) -> bool:
-    """Whether an adapter is there that says nothing of its template and of where its base is now."""
-    return Path(adapter, "adapter_config.json").is_file() and not Path(adapter, "duiqi.json").is_file()
+def _model(old: Old, setting: str) -> Iterator[Line | Trouble]:
+    """Who answers or scores: the base, a run, a full model, or the base with an adapter of another trainer."""
+    adapters = old.says("checkpoint_dir", "adapter_name_or_path")
+    flags = (*adapters, *old.says("model_name_or_path"))
+    base = old.get("model_name_or_path")
+    named = old.first("checkpoint_dir", "adapter_name_or_path").split(",")
+    checkpoints = [each.strip() for each in named if each.strip()]
+    if not checkpoints:
+        yield Line(flags, setting, base)
+        return
+    *below, last = checkpoints
+    found = checkpoint_of(last)
+    if below and found in (Checkpoint.ADAPTER, Checkpoint.MODEL):
+        yield _below_is_unsaid(adapters, base, below, last, found)
+    match found:
+        case Checkpoint.ADAPTER:
+            yield Line(flags, setting, f"{base},{last}" if base else last, "the base, and the adapter on it")
+        case Checkpoint.MODEL:
+            yield Line(flags, setting, last, "a full model is its own base")
+        case Checkpoint.RUN | Checkpoint.ABSENT:
+            yield Line(flags, setting, last, "a run brings its base and what it stands on")
+
+
+def _below_is_unsaid(flags: tuple[str, ...], base: str, below: list[str], last: str, found: Checkpoint) -> Trouble:
+    """The refusal of a list whose last member does not bring what stands below it."""
+    first, *others = below
+    if found is Checkpoint.MODEL:
+        return Trouble(flags, f"{last} is a full model, and stands on no other", f"name it alone: {last}")
+    merged = first if checkpoint_of(first) in (Checkpoint.RUN, Checkpoint.MODEL) or not base else f"{base},{first}"
+    export = shlex.join(["duiqi", "export", merged, "--output_dir", "MERGED"])
+    return Trouble(
+        flags,
+        f"{last} does not say that it stands on {', '.join(below)}, and only one adapter can be named with its base",
+        f"merge the first one with `{export}`, then say --model_name_or_path MERGED --{flags[0]} "
+        f"{','.join([*others, last])}",
+    )

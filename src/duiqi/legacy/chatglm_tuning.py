@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from duiqi.errors import SettingsError
-from duiqi.legacy.answering import ANSWERING_FLAGS, answering, chosen_command, is_of_2023
+from duiqi.legacy.answering import ANSWERING_FLAGS, answering, chosen_command
 from duiqi.legacy.dialect import Dialect, Line, Old, Trouble
+from duiqi.legacy.old_checkpoints import Checkpoint, checkpoint_of
 from duiqi.legacy.rules import Becomes, NoEffect, Refused, Rule, Together, same
 from duiqi.legacy.trainer import READINGS, TRAINER, TRAINER_DEFAULTS
 
@@ -144,9 +145,13 @@ def template(old: Old, command: str) -> Iterator[Line | Trouble]:
     name = template_of(old.first("model_name_or_path"))
     note = "as the old code wrote prompts" if command not in ("generate", "score") else "as it was trained"
     last = old.get("checkpoint_dir").split(",")[-1].strip()
-    if command == "score" or (command == "generate" and last and not is_of_2023(last)):
+    if command == "score" or (command == "generate" and last and not _is_of_another_trainer(last)):
         return  # a run knows its template
     yield Line((), "template", name, note)
+
+
+def _is_of_another_trainer(checkpoint: str) -> bool:
+    return checkpoint_of(checkpoint) in (Checkpoint.ADAPTER, Checkpoint.MODEL)
 
 
 def template_of(model: str) -> str:

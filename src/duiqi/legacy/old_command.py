@@ -14,6 +14,9 @@ _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 _FLAG = re.compile(r"--?([A-Za-z][\w.-]*)(?:=(.*))?", re.DOTALL)
 _PYTHON = re.compile(r"(.*/)?python[\d.]*")
 _LAUNCHERS = ("torchrun", "deepspeed", "accelerate", "nohup", "srun", "time")
+_CONTINUATION = re.compile(r"\\[ \t\r]*(\n|$)")
+"""A line that goes on in the next one, also with white space that was pasted behind the backslash."""
+_ONLY_CONTINUATION = re.compile(r"[\\\r\n]+")
 _SHELL_WORDS = ("&&", "||", ";", "|", "&", ">", ">>", "<", "2>&1", "tee")
 _COUNTS = ("nproc_per_node", "num_gpus", "num_processes")
 _LAUNCHER_SWITCHES = ("multi_gpu", "standalone", "use_deepspeed", "use_fsdp", "cpu", "m", "module", "no_python")
@@ -48,7 +51,7 @@ def read_command(words: Sequence[str]) -> OldCommand:
     while rest and _ASSIGNMENT.fullmatch(rest[0]) and not rest[0].startswith("-"):
         environment.append(rest.pop(0))
     launcher, rest, processes = _take_launcher(rest)
-    if not rest or rest[0].startswith("-"):
+    if not rest or not rest[0].strip() or rest[0].startswith("-"):
         raise SettingsError(
             "no script is named",
             where="command line",
@@ -74,15 +77,14 @@ def read_command(words: Sequence[str]) -> OldCommand:
 
 
 def _split(words: Sequence[str]) -> list[str]:
-    """The words without line continuations."""
+    """The words without line continuations; an empty word and white space in a word are values."""
     text = list(words)
     if len(text) == 1 and re.search(r"\s", text[0]):
         try:
-            text = shlex.split(text[0].replace("\\\n", " "))
+            text = shlex.split(_CONTINUATION.sub(" ", text[0]))
         except ValueError as error:
             raise SettingsError(f"the old command cannot be read ({error})", where="command line") from None
-    text = [word.strip() for word in text]
-    text = [word for word in text if word not in ("", "\\")]
+    text = [word for word in text if _ONLY_CONTINUATION.fullmatch(word) is None]
     for place, word in enumerate(text):
         if word in _SHELL_WORDS:
             raise SettingsError(

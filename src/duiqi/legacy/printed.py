@@ -28,7 +28,7 @@ def translation_lines(translation: Translation, *, strict: bool = True) -> list[
 
 
 def _row(line: Line, translation: Translation) -> tuple[str, str, str]:
-    new = f"{line.setting}: {line.value}" if line.setting else _NOTHING
+    new = f"{line.setting}: {_visible(line.value)}" if line.setting else _NOTHING
     return _said(line.flags, translation), new, line.note or ("" if line.flags else _DEFAULT)
 
 
@@ -44,8 +44,13 @@ def _said(flags: Sequence[str], translation: Translation) -> str:
 def _as_said(flag: str, old: Old) -> str:
     value = old.said[flag]
     if flag in old.places:
-        return f"{flag}: {value}"
-    return f"--{flag}" if value == "true" else f"--{flag} {value}"
+        return f"{flag}: {_visible(value)}"
+    return f"--{flag}" if value == "true" else f"--{flag} {_visible(value)}"
+
+
+def _visible(value: str) -> str:
+    """A value as a reader sees it: one of nothing or white space in quotes."""
+    return value if value.strip() else f"'{value}'"
 
 
 def _table(rows: Sequence[tuple[str, str, str]], width: int) -> Iterator[str]:

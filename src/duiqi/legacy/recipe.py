@@ -9,6 +9,7 @@ from pathlib import Path
 from duiqi.errors import SettingsError, did_you_mean
 from duiqi.legacy.dialect import Dialect, Old
 from duiqi.legacy.dialects import of_recipe
+from duiqi.legacy.rules import NoEffect, Refused, Rule
 from duiqi.legacy.translation import Translation, translate
 from duiqi.settings.describe import known_settings
 from duiqi.settings.recipe import Given, read_recipe
@@ -61,15 +62,12 @@ def _translated(names: Mapping[str, Given], dialect: Dialect, ours: set[str]) ->
     said: dict[str, str] = {}
     later: dict[str, str] = {}
     for key, item in names.items():
-        if isinstance(item.value, list | dict):
-            what = "a list" if isinstance(item.value, list) else "settings within settings"
-            raise SettingsError(f"found {what}", where=item.where, remedy="write values with commas between: a,b")
         if key in dialect.flags and item.value is None:
             continue  # null says nothing
         if key in dialect.flags:
-            said[key] = str(item.value)
+            said[key] = _flat(item, dialect.flags[key])
         elif key in ours:
-            later[key] = "null" if item.value is None else str(item.value)
+            later[key] = "null" if item.value is None else _flat(item, None)
         else:
             near = did_you_mean(key, {*dialect.flags, *ours})
             raise SettingsError(
@@ -79,3 +77,21 @@ def _translated(names: Mapping[str, Given], dialect: Dialect, ours: set[str]) ->
         said["stage"] = "pt"
     places = {name: names[name].where for name in said if names[name].is_from_recipe}
     return translate(dialect, Old(said, dialect.defaults, places=places), later=later)
+
+
+def _flat(item: Given, rule: Rule | None) -> str:
+    """A value as text, a list with commas; what holds more than texts only where nothing is made of it anyway.
+
+    Raises:
+        SettingsError: It cannot be written as one text.
+    """
+    value = item.value
+    if not isinstance(value, list | dict):
+        return str(value)
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return ",".join(value)
+    if isinstance(rule, Refused | NoEffect):
+        return "[...]" if isinstance(value, list) else "{...}"
+    what = "a list of more than plain values" if isinstance(value, list) else "settings within settings"
+    remedy = "write plain values: a,b" if isinstance(value, list) else "write one value, on the line of its name"
+    raise SettingsError(f"found {what}", where=item.where, remedy=remedy)

@@ -83,12 +83,20 @@ def _compose(path: Path) -> yaml.Node | None:
 
 
 def _read(node: yaml.Node, path: Path) -> Any:
-    """The text of a value, None for YAML's null, a list or dict (which no setting accepts) for the message alone."""
+    """The text of a value, None for YAML's null; of a list the texts of its members, None for what is no text.
+
+    A dict, which no setting accepts, is empty, for the message alone.
+    """
     if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
         raise SettingsError(f"values have no tags here, found {node.tag}", where=_place(path, node), remedy="remove it")
     if isinstance(node, yaml.ScalarNode):
-        return None if node.tag == "tag:yaml.org,2002:null" else node.value
-    return [] if isinstance(node, yaml.SequenceNode) else {}
+        return _text(node)
+    return [_text(each) for each in node.value] if isinstance(node, yaml.SequenceNode) else {}
+
+
+def _text(node: yaml.Node) -> str | None:
+    is_text = isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:null"
+    return str(node.value) if is_text else None
 
 
 def _kind(node: yaml.Node) -> str:
