@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from duiqi.inspection.check import Inspection
@@ -19,7 +20,7 @@ def report_lines(inspection: Inspection) -> list[str]:
     """Plain text: what was read, then the gravest first, each with its places and what to do; a summary at the end."""
     lines = [f"── {inspection.dataset} " + "─" * 20]
     for dataset in inspection.datasets:
-        lines += _wrapped(" ".join(dataset.lines()), "   ")
+        lines += _wrapped(" ".join(replace(dataset, notes=()).lines()), "   ")  # the notes are findings
     for found in inspection.findings:
         lines += ["", *_finding_lines(found, inspection.rows)]
     if inspection.look.answers:
