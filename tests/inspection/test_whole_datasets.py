@@ -257,6 +257,17 @@ def test_a_file_that_dataset_info_does_not_mean_is_a_warning(tmp_path: Path) -> 
     assert "warning  a file is not the one that dataset_info.json means\n" in text
 
 
+def test_the_summary_counts_rows_as_one_says_them(tmp_path: Path) -> None:
+    good, bad = {"instruction": "Hello there.", "output": "Good morning."}, {"instruction": 5, "output": "x"}
+    for rows, said in (([good], "1 row"), ([good, bad], "1 of 2 rows"), ([good] + [bad] * 5, "1 of 6 rows")):
+        path = write(tmp_path / "rows.jsonl", rows)
+        inspection = check_dataset(str(path), dataset_dir=".")
+        assert summary(inspection).startswith(f"{path}: {said}, ")
+        assert report_json(inspection)["malformed"] == len(rows) - 1
+    assert found_in(write(tmp_path / "rows.jsonl", [good]))["few_rows"].detail == "1 row"
+    assert "1 rows" not in "\n".join(report_lines(check_dataset(str(path), dataset_dir=".")))
+
+
 def test_nothing_found_is_said(tmp_path: Path) -> None:
     rows = [row for row in demonstrations() if row["output"].isascii()]
     rows += [row | {"instruction": row["instruction"] + " Why?"} for row in rows]

@@ -63,9 +63,11 @@ class DatasetReport:
     def lines(self) -> list[str]:
         """Plain sentences for the terminal."""
         form = FORMATS[self.format]
-        taken = f"{self.used} of {self.rows} rows" if self.used != self.rows else f"{self.rows} rows"
+        taken = f"{self.rows} row{'' if self.rows == 1 else 's'}"
         if self.several:
-            taken = f"{self.used} examples of {self.rows} rows"
+            taken = f"{self.used} examples of {taken}"
+        elif self.used != self.rows:
+            taken = f"{self.used} of {taken}"
         lines = [f"{self.name}: {self.format} format ({form.columns}), {taken}", *map(str, self.notes)]
         if self.left_out:
             lines.append(f"rows of {self.name} left out, because {form.leaves_out}: {self.left_out}")

@@ -38,6 +38,8 @@ class Inspection:
     dataset: str
     rows: int
     """Examples that were looked at."""
+    malformed: int
+    """Rows of the dataset that no example could be made of."""
     datasets: tuple[DatasetReport, ...]
     findings: list[Finding]
     """The gravest first."""
@@ -123,6 +125,7 @@ def check_dataset(
     return Inspection(
         dataset=dataset,
         rows=len(rows.examples),
+        malformed=len(gathered.rejects),
         datasets=gathered.datasets,
         findings=in_order(_without_twice_told(_merged(findings + seen.findings))),
         look=seen,
