@@ -15,9 +15,10 @@ import duiqi.curation.crew
 from duiqi.curation.asking import HOPELESS, Outcome, Question, ask_all
 from duiqi.curation.crew import Effort, Malformed
 from duiqi.curation.endpoint import Endpoint, EndpointError, Usage
+from duiqi.curation.ledger import SPENT, Ledger
 from duiqi.curation.paid import PaidAnswers
 from duiqi.curation.spending import Caps, Prices, most_of
-from duiqi.errors import SettingsError
+from duiqi.errors import RunError, SettingsError
 
 
 def echo(body: Body) -> str:
@@ -49,6 +50,7 @@ def asked(
         [question(text) for text in texts],
         Endpoint(server.url, KEY, timeout_seconds),
         paid=PaidAnswers(folder),
+        ledger=Ledger(folder),
         caps=caps or Caps(),
         effort=Effort(concurrency, max_retries),
         **more,
@@ -227,6 +229,67 @@ class TestCaps:
         assert outcome.is_capped
         assert len(server.bodies) == 20
 
+    def test_requests_that_failed_before_count_too(self, tmp_path: Path) -> None:
+        with stand_in(echo, lambda *_: Mishap(500, body="x")) as server:
+            for _ in range(3):
+                outcome = asked(server, tmp_path, ["1", "2"], caps=Caps(max_requests=5), max_retries=1)
+            assert len(server.bodies) == 5
+            assert outcome.is_capped
+            assert (outcome.account.used.requests, outcome.account.used_now.requests) == (5, 0)
+            server.mishaps = lambda *_: None
+            outcome = asked(server, tmp_path, ["1", "2"], caps=Caps(max_requests=7))
+        assert outcome.answers == ["to 1", "to 2"]
+        assert outcome.account.used == Usage(7, 200, 20)
+
+    def test_answers_of_no_use_before_cost_what_they_cost(self, tmp_path: Path) -> None:
+        most = most_of(question("1").body)
+        with stand_in(lambda _: "nonsense") as server:
+            server.usage = {"prompt_tokens": most.prompt_tokens, "completion_tokens": 10}
+            caps = Caps(max_cost=3.5 * (most.prompt_tokens + 10), prices=Prices(1e6, 1e6))
+            for _ in range(5):
+                outcome = asked(server, tmp_path, ["1"], caps=caps, max_retries=0)
+        assert len(server.bodies) == 3
+        assert outcome.account.used == Usage(3, 3 * most.prompt_tokens, 30)
+
+    @pytest.mark.parametrize("said", ["to 1", "nonsense"])
+    def test_what_nobody_counts_is_not_forgotten(self, tmp_path: Path, said: str) -> None:
+        most = most_of(question("1").body)
+        with stand_in(lambda _: said) as server:
+            server.usage = None
+            caps = Caps(max_cost=1.5 * (most.prompt_tokens + most.answer_tokens), prices=Prices(1e6, 1e6))
+            asked(server, tmp_path, ["1"], caps=caps, max_retries=0)
+            again = asked(server, tmp_path, ["1", "2"], caps=caps, max_retries=0)
+        assert len(server.bodies) == 1
+        assert again.is_capped
+        assert again.account.uncounted == 1
+
+    def test_a_wrong_key_before_counts_as_the_request_it_was(self, tmp_path: Path) -> None:
+        with stand_in(echo, lambda *_: Mishap(401, body="no")) as server:
+            with pytest.raises(EndpointError):
+                asked(server, tmp_path, ["1"])
+            server.mishaps = lambda *_: None
+            assert asked(server, tmp_path, ["1"], caps=Caps(max_requests=1)).is_capped
+
+    def test_requests_that_reached_nobody_do_not_count(self, tmp_path: Path) -> None:
+        with stand_in(echo) as server:
+            pass
+        asked(server, tmp_path, ["1"], caps=Caps(max_requests=1))
+        assert not (tmp_path / SPENT).exists()
+
+    def test_a_ledger_cut_in_mid_line_goes_on(self, tmp_path: Path) -> None:
+        with stand_in(echo, lambda *_: Mishap(500, body="x")) as server:
+            asked(server, tmp_path, ["1"], max_retries=2)
+            whole = (tmp_path / SPENT).read_text()
+            (tmp_path / SPENT).write_text(whole[:-5])
+            outcome = asked(server, tmp_path, ["1"], max_retries=0)
+        assert outcome.account.used.requests == 3
+        assert len((tmp_path / SPENT).read_text().splitlines()) == 3
+
+    def test_a_damaged_ledger_is_told(self, tmp_path: Path) -> None:
+        (tmp_path / SPENT).write_text('{"usage": 3, "unknown": null}\n')
+        with stand_in(echo) as server, pytest.raises(RunError, match="no account of a request"):
+            asked(server, tmp_path, ["1"])
+
     @pytest.mark.parametrize("concurrency", [1, 8])
     def test_the_cost_stays_below_its_cap_however_many_ask_at_once(self, tmp_path: Path, concurrency: int) -> None:
         most = most_of(question("10").body)
@@ -269,7 +332,7 @@ def test_no_key_is_in_the_cache(tmp_path: Path) -> None:
     with stand_in(lambda body: f"{echo(body)}", in_turn) as server:
         asked(server, tmp_path, TEXTS)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == len(TEXTS)
+    assert len(files) == len(TEXTS) + 1  # the ledger
     assert all(KEY.encode() not in path.read_bytes() for path in files)
 
 

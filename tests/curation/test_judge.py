@@ -241,6 +241,26 @@ def test_a_cap_leaves_a_file_of_what_it_bought(tmp_path: Path, named: Named, cap
     assert len(server.bodies) == 12
 
 
+def test_a_cap_holds_over_commands_that_got_nothing_of_use(tmp_path: Path, named: Named, capsys: Any) -> None:
+    rows = [sampled("甲", "乙乙", prompt=f"第{number}题") for number in range(6)]
+    with stand_in(lambda _: "I would rather not say.") as server:
+        named(server)
+        told = [
+            (judge(tmp_path, rows, "--max_requests", "4", "--max_retries", "0")[0], capsys.readouterr())
+            for _ in range(3)
+        ]
+        assert len(server.bodies) == 4
+        server.say = prefers_longer
+        assert judge(tmp_path, rows, "--max_requests", "16")[0] == 0
+    assert [status for status, _ in told] == [2, 2, 2]
+    assert "4 requests, 4 of them now" in told[0][1].out
+    assert "4 requests, 0 of them now" in told[2][1].out
+    assert "400 tokens of prompts and 40 of answers, 0 and 0 of them now" in told[2][1].out
+    assert "the cap was reached" in told[2][1].err
+    assert len(server.bodies) == 16
+    assert "16 requests, 12 of them now" in capsys.readouterr().out
+
+
 def test_the_cost_is_told(tmp_path: Path, named: Named, capsys: Any) -> None:
     with stand_in(prefers_longer) as server:
         named(server)

@@ -120,8 +120,18 @@ def test_a_changed_file_is_told_from_its_sha1(write: Write) -> None:
     directory = write("dataset_info.json", entries).parent
     right, wrong = load("right,wrong", dataset_dir=directory).report.datasets
     assert right.notes == ()
-    assert str(path) in wrong.notes[0]
-    assert "0" * 40 in wrong.notes[0]
+    assert f"warning: {path} has sha1 " in wrong.lines()[1]
+    assert wrong.lines()[1].endswith("but dataset_info.json says " + "0" * 40)
+
+
+def test_a_folder_has_no_sha1_to_check_and_that_is_said(write: Write) -> None:
+    folder = write("part.jsonl", DEMONSTRATIONS).parent / "folder"
+    folder.mkdir()
+    (folder.parent / "part.jsonl").rename(folder / "part.jsonl")
+    entries = {"f": {"file_name": "folder", "file_sha1": "0" * 40}}
+    (report,) = load("f", dataset_dir=write("dataset_info.json", entries).parent).report.datasets
+    assert f"{folder} is a folder" in report.lines()[1]
+    assert "cannot be checked" in report.lines()[1]
 
 
 BAD_ROWS = [{"instruction": "q", "output": 1}, {"instruction": "", "output": "a"}, *DEMONSTRATIONS]

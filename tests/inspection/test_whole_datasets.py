@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from planted import LINE, ROWS, demonstrations, opinions, rankings, write
@@ -225,6 +227,45 @@ def test_the_report_names_the_first_places_and_the_file_all(tmp_path: Path) -> N
     told = json.loads(json.dumps(report_json(inspection)))
     assert [place["line"] for place in told["findings"][0]["places"]] == [1, 2, 3, 4, 5]
     assert told["summary"] == {"error": 0, "warning": 1, "note": 1}
+
+
+def test_a_file_that_dataset_info_does_not_mean_is_a_warning(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", demonstrations())
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "rows.jsonl", demonstrations())
+    entries = {
+        "right": {"file_name": path.name, "file_sha1": hashlib.sha1(path.read_bytes()).hexdigest()},
+        "wrong": {"file_name": path.name, "file_sha1": "0" * 40},
+        "whole": {"file_name": "folder", "file_sha1": "0" * 40},
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+
+    def told(name: str, **more: Any) -> dict[str, Finding]:
+        found = check_dataset(name, dataset_dir=str(tmp_path), **more).findings
+        return {finding.kind: finding for finding in found if finding.kind in ("changed_file", "unchecked_file")}
+
+    assert told("right") == {}
+    wrong = told("wrong")["changed_file"]
+    assert wrong.severity == "warning"
+    assert [str(place) for place in wrong.places] == [str(path)]
+    assert wrong.places[0].excerpt.endswith("but dataset_info.json says " + "0" * 40)
+    assert told("right", eval_dataset="wrong").keys() == {"changed_file"}
+    whole = told("whole")["unchecked_file"]
+    assert (whole.severity, str(whole.places[0])) == ("note", str(tmp_path / "folder"))
+    text = "\n".join(report_lines(check_dataset("wrong", dataset_dir=str(tmp_path))))
+    assert text.count("0" * 40) == 1
+    assert "warning  a file is not the one that dataset_info.json means\n" in text
+
+
+def test_the_summary_counts_rows_as_one_says_them(tmp_path: Path) -> None:
+    good, bad = {"instruction": "Hello there.", "output": "Good morning."}, {"instruction": 5, "output": "x"}
+    for rows, said in (([good], "1 row"), ([good, bad], "1 of 2 rows"), ([good] + [bad] * 5, "1 of 6 rows")):
+        path = write(tmp_path / "rows.jsonl", rows)
+        inspection = check_dataset(str(path), dataset_dir=".")
+        assert summary(inspection).startswith(f"{path}: {said}, ")
+        assert report_json(inspection)["malformed"] == len(rows) - 1
+    assert found_in(write(tmp_path / "rows.jsonl", [good]))["few_rows"].detail == "1 row"
+    assert "1 rows" not in "\n".join(report_lines(check_dataset(str(path), dataset_dir=".")))
 
 
 def test_nothing_found_is_said(tmp_path: Path) -> None:

@@ -111,13 +111,14 @@ def convert(command: str, arguments: Arguments) -> None:
     target = Path(asked.output_file)
 
     from duiqi.inspection.canonical import NEEDS, natural_shape, record_of, refuse_existing, write_rows
+    from duiqi.inspection.counting import counted
 
     refuse_existing(target, overwrite=asked.overwrite)
     need = NEEDS.get(asked.to) if asked.to is not None else None
     examples = _examples(config.data, *([need] if need is not None else []))
     shape = asked.to or natural_shape(examples)
     rows = write_rows(target, (record_of(example, shape) for example in _tracked(examples, "rows")))
-    _say(f"{rows:,} rows written to {target} in {shape} format")
+    _say(f"{counted(rows, 'row')} written to {target} in {shape} format")
 
 
 def split(command: str, arguments: Arguments) -> None:
@@ -126,6 +127,7 @@ def split(command: str, arguments: Arguments) -> None:
     asked = config.split
 
     from duiqi.inspection.canonical import natural_shape, record_of, refuse_existing, write_rows
+    from duiqi.inspection.counting import counted
     from duiqi.inspection.phases import deal, parse_names, parse_parts
 
     shares = parse_parts(asked.parts)
@@ -139,7 +141,7 @@ def split(command: str, arguments: Arguments) -> None:
         if part:
             rows = write_rows(target, (record_of(example, shape) for example in part))
             prompts = len({example.prompt for example in part})
-            _say(f"{target}: {rows:,} rows, {prompts:,} prompts, {shape} format")
+            _say(f"{target}: {counted(rows, 'row')}, {counted(prompts, 'prompt')}, {shape} format")
         else:
             _say(f"{target.stem}: no rows, and no file")
 
@@ -187,8 +189,10 @@ def _examples(data: DatasetToReadOptions, *needs: Need) -> list[Example]:
     if read.refusal is not None:
         raise read.refusal
     if read.rejects:
+        from duiqi.inspection.counting import counted
+
         first, others = read.rejects[0], len(read.rejects) - 1
-        more = f" (and {others} more malformed rows)" if others else ""
+        more = f" (and {counted(others, 'more malformed row')})" if others else ""
         raise DataError(
             f"{first.reason}{more}", where=f"{first.file}:{first.line}", remedy="duiqi data check lists them all"
         )

@@ -93,9 +93,9 @@ class CapOptions:
     """Caps on the whole file"""
 
     max_requests: Positive | None = None
-    """At most this many requests, those sent again and those before an interruption included."""
+    """At most this many requests, those that failed and those of earlier runs included."""
     max_cost: NonNegative | None = None
-    """At most this cost, in the currency of the prices, what was paid before an interruption included."""
+    """At most this cost, in the currency of the prices, what earlier runs paid included."""
     prompt_price: NonNegative = 0.0
     """Price of a million tokens that are sent."""
     answer_price: NonNegative = 0.0

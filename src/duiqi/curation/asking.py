@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from duiqi.curation.crew import Asked, Crew, Effort, Malformed
 from duiqi.curation.endpoint import EndpointError, Usage
+from duiqi.curation.ledger import Ledger
 from duiqi.curation.paid import PaidAnswers
 from duiqi.curation.place import digest
-from duiqi.curation.spending import Caps, Purse
+from duiqi.curation.spending import Caps, Purse, Spent
 
 Answer = TypeVar("Answer")
 Tracked = Callable[[Iterable[str], int], Iterator[str]]
@@ -48,10 +50,10 @@ class Account:
     """Of these, answered before."""
     retries: int
     used: Usage
-    """Taken by all of it, answers of earlier runs included."""
+    """Taken by all of it, earlier runs and requests that failed included."""
     used_now: Usage
     uncounted: int
-    """Requests of this run whose tokens are not known: they got no answer, or the server does not count."""
+    """Of all requests those whose tokens are not known: they got no answer, or the server does not count."""
 
 
 @dataclass
@@ -76,6 +78,7 @@ def ask_all(
     endpoint: Asked,
     *,
     paid: PaidAnswers,
+    ledger: Ledger,
     caps: Caps,
     effort: Effort,
     stop: Callable[[], object] = lambda: False,
@@ -84,29 +87,35 @@ def ask_all(
     """Ask every question that has not been answered before, each content once.
 
     Args:
+        ledger: What was spent on requests without an answer that is kept; it counts against the caps and goes on.
         stop: Asked between answers; what is under way is still waited for and kept.
         tracked: Passes on the questions that are settled, of so many, and shows that they are.
 
     Raises:
         EndpointError: The endpoint refuses everything, or gave no answer at all to many questions.
+        RunError: The ledger is damaged, or an answer cannot be kept.
     """
     caps.check()
     purse = Purse(caps)
+    for spent in ledger.read():
+        purse.count(spent)
     places: dict[str, list[int]] = {}
     for place, question in enumerate(questions):
         places.setdefault(question.key(endpoint.base_url), []).append(place)
     answers = {key: answer for key, same in places.items() if (answer := _kept(questions[same[0]], key, paid, purse))}
     from_cache, before = len(answers), purse.used
-    crew = Crew({key: questions[same[0]] for key, same in places.items() if key not in answers}, endpoint, paid, purse)
+    unanswered = {key: questions[same[0]] for key, same in places.items() if key not in answers}
+    crew = Crew(unanswered, endpoint, paid=paid, purse=purse, ledger=ledger)
     reasons: dict[str, str] = {}
-    for key in tracked(crew.work(effort, stop), len(places) - from_cache):
-        settled = crew.settled[key]
-        if isinstance(settled, str):
-            reasons[key] = settled
-            if len(reasons) >= HOPELESS and len(answers) == from_cache:
-                crew.halt()
-        else:
-            answers[key] = (settled.answer,)
+    with closing(ledger):
+        for key in tracked(crew.work(effort, stop), len(unanswered)):
+            settled = crew.settled[key]
+            if isinstance(settled, str):
+                reasons[key] = settled
+                if len(reasons) >= HOPELESS and len(answers) == from_cache:
+                    crew.halt()
+            else:
+                answers[key] = (settled.answer,)
     if len(reasons) >= HOPELESS and len(answers) == from_cache:
         raise EndpointError(
             f"gave no answer to {len(reasons)} questions; the last time: {list(reasons.values())[-1]}",
@@ -133,5 +142,5 @@ def _kept(question: Question[Answer], key: str, paid: PaidAnswers, purse: Purse)
         answer = question.read(found.text)
     except Malformed:
         return None
-    purse.count(found.usage)
+    purse.count(Spent(found.usage))
     return (answer,)

@@ -41,7 +41,7 @@ class Bureau:
         """What the asking took, in plain sentences."""
         used, now = account.used, account.used_now
         lines = [
-            f"{now.requests} requests ({account.retries} of them again after a failure); "
+            f"{used.requests} requests, {now.requests} of them now ({account.retries} again after a failure); "
             f"{account.from_cache} of {account.different} questions were answered before",
             f"{used.prompt_tokens} tokens of prompts and {used.answer_tokens} of answers, "
             f"{now.prompt_tokens} and {now.answer_tokens} of them now",

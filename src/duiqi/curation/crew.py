@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from duiqi.curation.endpoint import EndpointError, NoAnswer, Reply, Usage
+from duiqi.curation.ledger import Ledger
 from duiqi.curation.paid import Paid, PaidAnswers
-from duiqi.curation.spending import CapReached, Purse, most_of
+from duiqi.curation.spending import CapReached, Purse, Spent, most_of
 
 Answer = TypeVar("Answer")
 Answer_co = TypeVar("Answer_co", covariant=True)
@@ -71,16 +72,23 @@ class _Halted(Exception):
 
 
 class Crew(Generic[Answer]):
-    """Asks questions at once and keeps every answer before it is told of.
+    """Asks questions at once and keeps every answer before it is told of; requests without one go into the ledger.
 
     `settled` holds the answer of a question, or the reason why there is none; questions that an end came before are not
     in it.
     """
 
     def __init__(
-        self, questions: Mapping[str, Readable[Answer]], endpoint: Asked, paid: PaidAnswers, purse: Purse
+        self,
+        questions: Mapping[str, Readable[Answer]],
+        endpoint: Asked,
+        *,
+        paid: PaidAnswers,
+        purse: Purse,
+        ledger: Ledger,
     ) -> None:
         self._questions, self._endpoint, self._paid, self._purse = questions, endpoint, paid, purse
+        self._ledger = ledger
         self._waiting = iter(questions)
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -147,43 +155,42 @@ class Crew(Generic[Answer]):
 
     def _settle(self, key: str, effort: Effort) -> Settled[Answer] | str:
         """The answer to a question, or the last reason why there is none."""
-        question, taken = self._questions[key], Usage()
+        question = self._questions[key]
         body = question.body
         failures = busy = 0
         while True:
             self._rest()
             try:
-                reply, usage = self._ask(body)
-                taken += usage
-                answer = question.read(reply.text)
+                reply, spent = self._ask(body)
             except NoAnswer as trouble:
-                taken += trouble.usage or Usage(requests=1)
                 reason, passes, asked = trouble.reason, trouble.passes, trouble.wait_seconds
                 busy, failures = busy + trouble.is_busy, failures + (not trouble.is_busy)
-            except Malformed as trouble:
-                reason, passes, asked = f"the answer cannot be used: {trouble}", True, None
-                failures += 1
             else:
-                self._paid.keep(key, Paid(reply.text, taken))
-                return Settled(answer)
+                try:
+                    answer = question.read(reply.text)
+                except Malformed as trouble:
+                    self._ledger.note(spent)
+                    reason, passes, asked = f"the answer cannot be used: {trouble}", True, None
+                    failures += 1
+                else:
+                    self._paid.keep(key, Paid(reply.text, spent.usage))
+                    self._ledger.note(Spent(Usage(), spent.unknown))
+                    return Settled(answer)
             if not passes or failures > effort.max_retries or busy > effort.max_retries * BUSY_PER_RETRY:
                 return reason
             self._wait(failures + busy, asked, reason)
 
-    def _ask(self, body: Mapping[str, Any]) -> tuple[Reply, Usage]:
-        """One request, paid for in advance with the most it can take."""
+    def _ask(self, body: Mapping[str, Any]) -> tuple[Reply, Spent]:
+        """One request, paid for in advance with the most it can take; without a reply it is in the ledger."""
         most = most_of(body)
         self._purse.reserve(most)
-        usage: Usage | None = Usage(requests=1)
         try:
             reply = self._endpoint.ask(body)
-            usage = reply.usage
-        except NoAnswer as trouble:
-            usage = trouble.usage
+        except BaseException as trouble:
+            usage = trouble.usage if isinstance(trouble, NoAnswer) else Usage(requests=1)
+            self._ledger.note(self._purse.settle(most, usage))
             raise
-        finally:
-            taken = self._purse.settle(most, usage)
-        return reply, taken
+        return reply, self._purse.settle(most, reply.usage)
 
     def _rest(self) -> None:
         """Wait as long as the server asked everybody to, and a little longer, each thread another time."""

@@ -135,7 +135,9 @@ class Endpoint:
             with error:
                 raise self._refusal(error, deadline) from None
         except (OSError, HTTPException) as error:
-            raise NoAnswer(self.without_key(_in_words(error, self.timeout_seconds)), passes=True) from None
+            usage = Usage() if _reached_nobody(error) else None
+            reason = self.without_key(_in_words(error, self.timeout_seconds))
+            raise NoAnswer(reason, passes=True, usage=usage) from None
         return self._understood(raw)
 
     def without_key(self, text: str) -> str:
@@ -247,6 +249,11 @@ def _read(response: HTTPResponse | HTTPError, deadline: float) -> bytes:
     if missing:
         raise OSError(f"the connection broke off {missing} bytes before the end of the reply")
     return b"".join(pieces)
+
+
+def _reached_nobody(error: Exception) -> bool:
+    """Whether nothing was sent, so that nothing can have been charged."""
+    return isinstance(error, URLError) and isinstance(error.reason, ConnectionRefusedError | socket.gaierror)
 
 
 def _in_words(error: Exception, timeout_seconds: float) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from duiqi.curation.answered import Answered, read_answered
 from duiqi.curation.asking import Question, ask_all
 from duiqi.curation.bureau import Bureau, Made, close
+from duiqi.curation.ledger import Ledger
 from duiqi.curation.place import digest, making
 from duiqi.curation.rubric import (
     RUBRICS,
@@ -133,6 +134,7 @@ def judge_file(
             [question for plan in plans for question in plan],
             bureau.endpoint,
             paid=bureau.paid,
+            ledger=Ledger(place.folder),
             caps=bureau.caps,
             effort=bureau.effort,
             stop=lambda: stop,

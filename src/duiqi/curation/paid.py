@@ -19,7 +19,7 @@ def default_cache() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """An answer, and what it took with all the requests that failed before it."""
+    """An answer, and what it took."""
 
     text: str
     usage: Usage

@@ -18,6 +18,16 @@ _UNLIMITED_ANSWER_TOKENS = 4096
 _PATIENCE_SECONDS = 0.2
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a request took."""
+
+    usage: Usage
+    """As far as it is known."""
+    unknown: Usage | None = None
+    """The most tokens that it may have taken, where nobody says how many."""
+
+
 class CapReached(DuiqiError):
     """The next request might pass the cap."""
 
@@ -40,7 +50,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """The most that a file may take, answers of earlier runs included."""
+    """The most that a file may take, earlier runs and requests that failed included."""
 
     max_requests: int | None = None
     max_cost: float | None = None
@@ -88,10 +98,13 @@ class Purse:
         self.uncounted = 0
         """Requests whose tokens are not known: they got no answer, or the server does not count."""
 
-    def count(self, usage: Usage) -> None:
-        """Count what an earlier run took."""
+    def count(self, spent: Spent) -> None:
+        """Count what a request took."""
         with self._changed:
-            self.used += usage
+            self.used += spent.usage
+            if spent.unknown is not None:
+                self.uncounted += 1
+                self._unknown += spent.unknown
 
     def reserve(self, most: Usage) -> None:
         """Set aside what a request may take; waits while only requests under way stand against it.
@@ -107,18 +120,16 @@ class Purse:
             self._reserved += most
             self._in_flight += 1
 
-    def settle(self, most: Usage, usage: Usage | None) -> Usage:
+    def settle(self, most: Usage, usage: Usage | None) -> Spent:
         """Give back what was set aside and count what was taken; None: not known. Returns what was counted."""
+        unknown = Usage(0, most.prompt_tokens, most.answer_tokens)
+        spent = Spent(Usage(requests=1), unknown) if usage is None else Spent(usage)
         with self._changed:
             self._in_flight -= 1
             self._reserved -= most
-            taken = usage if usage is not None else Usage(requests=1)
-            self.used += taken
-            if usage is None:
-                self.uncounted += 1
-                self._unknown += Usage(0, most.prompt_tokens, most.answer_tokens)
+            self.count(spent)
             self._changed.notify_all()
-            return taken
+        return spent
 
     @property
     def cost(self) -> float:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from duiqi.curation.asking import Question, ask_all
 from duiqi.curation.bureau import Bureau, Made, close
 from duiqi.curation.crew import Malformed
+from duiqi.curation.ledger import Ledger
 from duiqi.curation.place import digest, making
 from duiqi.curation.texts import FIELDS, texts_of, with_texts
 from duiqi.data.reading import BadRow, Row, list_files, read_file
@@ -161,6 +162,7 @@ def translate_file(
             [_question(texts[number][path], bureau, to, instruction) for number, path in asked],
             bureau.endpoint,
             paid=bureau.paid,
+            ledger=Ledger(place.folder),
             caps=bureau.caps,
             effort=bureau.effort,
             stop=lambda: stop,

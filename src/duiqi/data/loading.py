@@ -31,6 +31,19 @@ class FileFingerprint:
 
 
 @dataclass(frozen=True, slots=True)
+class SumNote:
+    """What there is to say about the `file_sha1` of a dataset."""
+
+    file: str
+    verdict: Literal["differs", "unchecked"]
+    told: str
+    """What was found, as the rest of a sentence about the file."""
+
+    def __str__(self) -> str:
+        return f"{'warning: ' if self.verdict == 'differs' else ''}{self.file} {self.told}"
+
+
+@dataclass(frozen=True, slots=True)
 class DatasetReport:
     """What was read under one name."""
 
@@ -41,7 +54,7 @@ class DatasetReport:
     used: int
     """Examples taken after skipping and capping."""
     files: tuple[FileFingerprint, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[SumNote, ...] = ()
     left_out: int = 0
     """Rows that are well written and make no example of the kind that is wanted."""
     several: bool = False
@@ -50,10 +63,12 @@ class DatasetReport:
     def lines(self) -> list[str]:
         """Plain sentences for the terminal."""
         form = FORMATS[self.format]
-        taken = f"{self.used} of {self.rows} rows" if self.used != self.rows else f"{self.rows} rows"
+        taken = f"{self.rows} row{'' if self.rows == 1 else 's'}"
         if self.several:
-            taken = f"{self.used} examples of {self.rows} rows"
-        lines = [f"{self.name}: {self.format} format ({form.columns}), {taken}", *self.notes]
+            taken = f"{self.used} examples of {taken}"
+        elif self.used != self.rows:
+            taken = f"{self.used} of {taken}"
+        lines = [f"{self.name}: {self.format} format ({form.columns}), {taken}", *map(str, self.notes)]
         if self.left_out:
             lines.append(f"rows of {self.name} left out, because {form.leaves_out}: {self.left_out}")
         return lines
@@ -225,7 +240,7 @@ def split_validation(examples: Sequence[Example], val_size: float, *, seed: int)
     return train, [examples[index] for index in sorted(held_out)]
 
 
-def _read(source: DatasetSource) -> tuple[list[SourceFile], list[str]]:
+def _read(source: DatasetSource) -> tuple[list[SourceFile], list[SumNote]]:
     """The files of a dataset, and what should be said about them."""
     if source.hub is not None:
         hub = source.hub
@@ -233,12 +248,20 @@ def _read(source: DatasetSource) -> tuple[list[SourceFile], list[str]]:
         contents = "\n".join(json.dumps(row, ensure_ascii=False, sort_keys=True, default=str) for row in fields)
         rows = tuple(Row(row, f"hub:{hub.name}", number) for number, row in enumerate(fields, start=1))
         return [SourceFile(f"hub:{hub.name}", hashlib.sha256(contents.encode()).hexdigest(), rows)], []
-    notes = []
-    if source.sha1 and source.path is not None and source.path.is_file():
-        found = hashlib.sha1(source.path.read_bytes()).hexdigest()
-        if found != source.sha1:
-            notes.append(f"warning: {source.path} has sha1 {found}, but dataset_info.json says {source.sha1}")
-    return [read_file(path) for path in source.local_files()], notes
+    return [read_file(path) for path in source.local_files()], _sum_notes(source)
+
+
+def _sum_notes(source: DatasetSource) -> list[SumNote]:
+    """Whether the file is the one that dataset_info.json means, where it is not or nobody can tell."""
+    if not source.sha1 or source.path is None:
+        return []
+    if source.path.is_dir():
+        told = "is a folder, and the file_sha1 of dataset_info.json, which is of a file, cannot be checked"
+        return [SumNote(str(source.path), "unchecked", told)]
+    found = hashlib.sha1(source.path.read_bytes()).hexdigest()
+    if found == source.sha1:
+        return []
+    return [SumNote(str(source.path), "differs", f"has sha1 {found}, but dataset_info.json says {source.sha1}")]
 
 
 def _format_of(rows: Sequence[Row | BadRow], source: DatasetSource, need: Need) -> str:

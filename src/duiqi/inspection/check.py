@@ -11,7 +11,7 @@ from duiqi.data.reading import BadRow
 from duiqi.data.registry import parse_dataset_spec
 from duiqi.errors import DataError
 from duiqi.inspection.findings import Finding, Look, Place, TokenLook, Tracker, place_of, untracked
-from duiqi.inspection.kinds import in_order, severity_of
+from duiqi.inspection.kinds import KINDS, in_order, severity_of
 from duiqi.inspection.pair_checks import PAIR_CHECKS
 from duiqi.inspection.row_print import Rows, print_of
 from duiqi.inspection.row_text import row_text
@@ -38,6 +38,8 @@ class Inspection:
     dataset: str
     rows: int
     """Examples that were looked at."""
+    malformed: int
+    """Rows of the dataset that no example could be made of."""
     datasets: tuple[DatasetReport, ...]
     findings: list[Finding]
     """The gravest first."""
@@ -123,6 +125,7 @@ def check_dataset(
     return Inspection(
         dataset=dataset,
         rows=len(rows.examples),
+        malformed=len(gathered.rejects),
         datasets=gathered.datasets,
         findings=in_order(_without_twice_told(_merged(findings + seen.findings))),
         look=seen,
@@ -137,7 +140,11 @@ def _reading_findings(gathered: Gathered) -> list[Finding]:
         place = Place(file, int(line), told) if line.isdigit() else Place(refusal.where or "", 0, told)
         return [Finding("unreadable", "error", 0, (place,))]
     places = tuple(Place(row.file, row.line, row.reason) for row in gathered.rejects)
-    return [Finding("malformed", "error", len(places), places)] if places else []
+    findings = [Finding("malformed", "error", len(places), places)] if places else []
+    for note in (note for dataset in gathered.datasets for note in dataset.notes):
+        kind = {"differs": "changed_file", "unchecked": "unchecked_file"}[note.verdict]
+        findings.append(Finding(kind, KINDS[kind].severity, 0, (Place(note.file, 0, note.told),)))
+    return findings
 
 
 def _row_findings(examples: Sequence[Example], track: Tracker) -> tuple[Rows, list[Finding]]:

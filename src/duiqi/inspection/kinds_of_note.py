@@ -183,4 +183,10 @@ NOTES: dict[str, Kind] = {
         "The tokenizer cuts characters to pieces: sequences are long, and answers are slow.",
         "Take a base made for this language.",
     ),
+    "unchecked_file": Kind(
+        "note",
+        "a sum that cannot be checked",
+        "Nobody would see that the files were changed.",
+        "Name a file, or remove file_sha1 from dataset_info.json.",
+    ),
 }

@@ -5,6 +5,12 @@ from __future__ import annotations
 from duiqi.inspection.kind import Kind
 
 WARNINGS: dict[str, Kind] = {
+    "changed_file": Kind(
+        "warning",
+        "a file is not the one that dataset_info.json means",
+        "It was changed, cut or exchanged, and what is trained on it cannot be compared with what was.",
+        "Fetch the file again, or correct file_sha1.",
+    ),
     "wrong_encoding": Kind(
         "warning",
         "text in a wrong encoding",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from duiqi.inspection.check import Inspection
+from duiqi.inspection.counting import counted
 from duiqi.inspection.findings import SEVERITIES, Finding, LengthRow, visible
 from duiqi.inspection.kinds import KINDS
 
@@ -19,7 +21,7 @@ def report_lines(inspection: Inspection) -> list[str]:
     """Plain text: what was read, then the gravest first, each with its places and what to do; a summary at the end."""
     lines = [f"── {inspection.dataset} " + "─" * 20]
     for dataset in inspection.datasets:
-        lines += _wrapped(" ".join(dataset.lines()), "   ")
+        lines += _wrapped(" ".join(replace(dataset, notes=()).lines()), "   ")  # the notes are findings
     for found in inspection.findings:
         lines += ["", *_finding_lines(found, inspection.rows)]
     if inspection.look.answers:
@@ -35,8 +37,18 @@ def report_lines(inspection: Inspection) -> list[str]:
 def summary(inspection: Inspection) -> str:
     """How many findings of each degree there are, in a line."""
     counts = [(inspection.count(severity), severity) for severity in SEVERITIES]
-    parts = [f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts if count]
-    return f"{inspection.dataset}: {inspection.rows:,} rows, {', '.join(parts) or 'nothing found'}"
+    parts = [counted(count, severity) for count, severity in counts if count]
+    return f"{inspection.dataset}: {_looked_at(inspection)}, {', '.join(parts) or 'nothing found'}"
+
+
+def _looked_at(inspection: Inspection) -> str:
+    """The rows; where some could not be used, of how many."""
+    if not inspection.malformed:
+        return counted(inspection.rows, "row")
+    there = counted(sum(dataset.rows for dataset in inspection.datasets), "row")
+    if any(dataset.several for dataset in inspection.datasets):
+        return f"{counted(inspection.rows, 'example')} of {there}"
+    return f"{inspection.rows:,} of {there}"
 
 
 def report_json(inspection: Inspection) -> dict[str, Any]:
@@ -44,6 +56,7 @@ def report_json(inspection: Inspection) -> dict[str, Any]:
     return {
         "dataset": inspection.dataset,
         "rows": inspection.rows,
+        "malformed": inspection.malformed,
         "model": inspection.look.model,
         "formats": {dataset.name: dataset.format for dataset in inspection.datasets},
         "summary": {severity: inspection.count(severity) for severity in SEVERITIES},
@@ -81,7 +94,7 @@ def _finding_lines(found: Finding, rows: int) -> list[str]:
     share = (
         f" ({found.count / rows:.1%})" if found.count and rows and found.kind not in ("malformed", "unreadable") else ""
     )
-    count = f": {found.count:,} row{'' if found.count == 1 else 's'}{share}" if found.count else ""
+    count = f": {counted(found.count, 'row')}{share}" if found.count else ""
     lines = [f"{found.severity:<9}{kind.title}{count}"]
     lines += _wrapped(found.detail, _INDENT)
     lines += _wrapped(kind.why, _INDENT)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from duiqi.inspection.counting import counted
 from duiqi.inspection.findings import Severity, excerpt
 from duiqi.inspection.row_print import Rows
 from duiqi.inspection.row_text import digest, turns_key
@@ -165,7 +166,7 @@ def _many_systems(rows: Rows) -> Spotted:
 
 def _few_rows(rows: Rows) -> Spotted:
     count = len(rows.examples)
-    return Spotted(detail=f"{count} rows") if count < FEW_ROWS else Spotted()
+    return Spotted(detail=counted(count, "row")) if count < FEW_ROWS else Spotted()
 
 
 def _languages(rows: Rows) -> Spotted:

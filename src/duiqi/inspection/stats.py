@@ -9,6 +9,7 @@ from typing import Any
 
 from duiqi.data.loading import DatasetReport
 from duiqi.guards.answers import is_chinese
+from duiqi.inspection.counting import counted
 from duiqi.inspection.findings import Tracker, excerpt, place_of, untracked
 from duiqi.types import Example, last_user_text, readable
 
@@ -161,7 +162,7 @@ def statistics_lines(found: Statistics) -> list[str]:
     """For a reader."""
     lines = [f"── {', '.join(found.formats)} " + "─" * 20]
     if found.malformed:
-        lines.append(_named("malformed", f"{found.malformed:,} rows left out; duiqi data check says where"))
+        lines.append(_named("malformed", f"{counted(found.malformed, 'row')} left out; duiqi data check says where"))
     lines += [
         _named("rows", f"{found.rows:,}: {_counts(found.kinds)}"),
         _named("formats", ", ".join(sorted(set(found.formats.values())))),
