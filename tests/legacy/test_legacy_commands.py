@@ -264,6 +264,34 @@ class TestWhoAnswers:
             translate(f"{self.PREDICT} sft1,full").refuse_troubles()
 
 
+class TestWhatAnsweringDoesNotTake:
+    @pytest.mark.parametrize("do", ["--stage sft --do_predict", "--stage rm --do_eval"])
+    @pytest.mark.parametrize(
+        ("flag", "reason"),
+        [("quantization_bit 4", "is not quantised"), ("max_source_length 256", "takes no length of prompts")],
+    )
+    def test_what_changed_the_old_answers_is_refused(self, do: str, flag: str, reason: str) -> None:
+        found = translate(f"python src/train_bash.py {do} --dataset d --checkpoint_dir a --{flag}")
+        with pytest.raises(SettingsError, match=f"--{flag}: what answers or scores {reason}"):
+            found.refuse_troubles()
+        check(found)
+
+    def test_no_quantisation_is_what_there_is(self) -> None:
+        command = "python src/train_bash.py --stage sft --do_predict --dataset d --quantization_bit none"
+        translate(command).refuse_troubles()
+
+    @pytest.mark.parametrize("more", ["", " --template default"])  # the last version's words, and its successor's
+    def test_a_note_says_of_the_old_code_only_what_is_so(self, more: str) -> None:
+        found = translate(
+            "python src/train_bash.py --stage sft --do_predict --dataset d --model_name_or_path m "
+            f"--checkpoint_dir a --finetuning_type freeze --lora_rank 4{more}"
+        )
+        notes = {flag: line.note for line in found.lines for flag in line.flags}
+        assert notes["finetuning_type"] == "no effect here: the files of the adapter or model say it"
+        assert notes["lora_rank"] == "no effect in `duiqi generate`"
+        assert not any("nor in the old one" in note for note in notes.values())
+
+
 class TestDeepSpeedChat:
     STEP3 = (
         "deepspeed --master_port 12346 training/step3_rlhf_finetuning/main.py --data_path Dahoas/rm-static "

@@ -47,6 +47,17 @@ ANSWERING_FLAGS: dict[str, Rule] = {
     "length_penalty": NoEffect("it acts on beams alone"),
     "ignore_eos_token": Refused("an answer ends at its end token", "leave it out"),
 }
+_AT_THE_MODEL = NoEffect("the files of the adapter or model say it")
+ASKED_OTHERWISE: dict[str, NoEffect | Refused] = {
+    "quantization_bit": Refused("what answers or scores is not quantised", "leave it out"),
+    "max_source_length": Refused(
+        "what answers or scores takes no length of prompts", "leave it out, and shorten long prompts in the file"
+    ),
+    "cutoff_len": NoEffect("what answers or scores takes no length of rows"),
+    **dict.fromkeys(("finetuning_type", "lora_target", "pre_seq_len", "prefix_projection"), _AT_THE_MODEL),
+    **dict.fromkeys(("template", "system", "source_prefix"), NoEffect("the reward model's own is taken")),
+}
+"""Flags that meant something to an old command that trained nothing, and are no setting of what answers or scores."""
 _SAMPLED = {"temperature": "0.95", "top_p": "0.7"}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from duiqi.errors import SettingsError, did_you_mean
-from duiqi.legacy.answering import SETTINGS_OF
+from duiqi.legacy.answering import ASKED_OTHERWISE, SETTINGS_OF
 from duiqi.legacy.dialect import Dialect, Line, Old, Trouble
 from duiqi.legacy.rules import Becomes, NoEffect, Pending, Refused, Together
 from duiqi.settings.checking import read_value
@@ -167,10 +167,14 @@ def _one(
     rule = dialect.flags[flag]
     if isinstance(rule, Pending):
         rule = Becomes(flag) if flag in known else rule.otherwise
+    if command in ("generate", "score") and isinstance(rule, Becomes | Together):
+        setting = rule.setting if isinstance(rule, Becomes) else flag
+        rule = rule if setting in known else ASKED_OTHERWISE.get(setting, rule)
     match rule:
         case Becomes(setting, note, words):
             if setting not in known:
-                return Line((flag,), note=f"no effect in `duiqi {command}`, nor in the old one")
+                also = ", nor in the old one" if command in STAGES else ""
+                return Line((flag,), note=f"no effect in `duiqi {command}`{also}")
             return Line((flag,), setting, words.get(value, words.get(value.lower(), value)), note)
         case NoEffect(reason):
             return Line((flag,), note=f"no effect here: {reason}")
