@@ -440,7 +440,10 @@ def seeds() -> dict[str, list[bytes]]:
             json.dumps({**settings, "stage": "rm"}).encode(),
         ],
         "checkpoint": [bytes([i]) + checkpoint_files[name] for i, name in enumerate(checkpoint_names)],
-        "adapter": [bytes([i]) + content for i, content in enumerate((*_adapter_files().values(), _value_head()))],
+        "adapter": [
+            *(bytes([i]) + content for i, content in enumerate(_adapter_files().values())),
+            bytes([len(_adapter_files()) + 1]) + _value_head(),
+        ],
         "tokenizer": [bytes([i]) + content for i, content in enumerate(_tokenizer_files().values())],
     }
 

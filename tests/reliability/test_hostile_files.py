@@ -117,7 +117,7 @@ def test_a_template_that_writes_a_library_is_refused(monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    config, _, weights = seeds()["adapter"]
+    config, _, weights, _ = seeds()["adapter"]
     (tmp_path / "adapter_config.json").write_bytes(config[1:])
     (tmp_path / "adapter_model.safetensors").write_bytes(weights[1:])
     return tmp_path

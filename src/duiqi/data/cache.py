@@ -42,6 +42,8 @@ class Entry:
     place: Path
 
 
+ATTEMPTS = 100
+"""To put an entry into its place while others do the same."""
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 """How an entry's folder is named; the user may have named a folder for the cache that holds other things too."""
 _DRAFT = re.compile(r"\.[0-9a-f]{64}\..+")
@@ -62,14 +64,14 @@ class RowCache:
         place = self.place(key)
         if not place.is_dir():
             return None, ""
-        damage = find_damage(place)
-        if damage is None:
-            try:
+        try:
+            damage = find_damage(place)
+            if damage is None:
                 entry = _open(place)
                 os.utime(place)
                 return entry, ""
-            except (OSError, ValueError) as error:
-                damage = str(error)
+        except (OSError, ValueError) as error:  # damaged, or replaced by another process at this moment
+            damage = str(error)
         return None, f"the rows kept in {place} are damaged ({damage}): they are prepared anew"
 
     def keep(self, key: str, parts: Mapping[str, Columns], facts: object) -> str:
@@ -124,6 +126,8 @@ def _open(place: Path) -> Entry:
     for path in sorted(place.glob("*.npy")):
         part, name = path.stem.split(".")
         parts.setdefault(part, {})[name] = numpy.load(path, mmap_mode="r", allow_pickle=False)
+    if not parts:
+        raise FileNotFoundError("its rows are gone")
     return Entry(parts, json.loads((place / FACTS).read_bytes()), place)
 
 
@@ -133,10 +137,15 @@ def _replace(place: Path, draft: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.rename(place, aside)
     try:
-        os.rename(draft, place)
-    except OSError:
-        if not place.is_dir():
-            raise
+        for attempts_left in reversed(range(ATTEMPTS)):
+            try:
+                os.rename(draft, place)
+                return
+            except OSError:
+                if place.is_dir():
+                    return
+                if not attempts_left:  # it was not another process, which moves its own entry aside for a moment
+                    raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -150,7 +159,8 @@ def _last_use(path: Path) -> float:
 
 def _size(path: Path) -> int:
     total = 0
-    for file in path.glob("*"):
-        with contextlib.suppress(OSError):
-            total += file.stat().st_size
+    with contextlib.suppress(OSError):  # another process may remove it meanwhile
+        for file in path.glob("*"):
+            with contextlib.suppress(OSError):
+                total += file.stat().st_size
     return total
