@@ -72,7 +72,7 @@ def test_without_max_steps_a_stream_is_refused(workshop: Workshop, tmp_path: Pat
         duiqi.run("sft", **workshop.settings("sft", tmp_path / "run", streaming=True, max_steps=0))
 
 
-@pytest.mark.parametrize("setting", [{"val_size": 4}, {"max_samples": 3}, {"overwrite_cache": True}])
+@pytest.mark.parametrize("setting", [{"val_size": 4}, {"max_samples": 3}, {"data_cache_dir": "here"}])
 def test_settings_that_need_all_rows_are_refused_beside_it(
     workshop: Workshop, tmp_path: Path, setting: dict[str, Any]
 ) -> None:
