@@ -29,6 +29,7 @@ from duiqi.models.measure import measure_answers, measure_scores, measure_values
 from duiqi.models.shared_base import SharedBase
 from duiqi.models.tree_attention import Plan, masked_attention, tree_attention
 from duiqi.packing.batch import Family, PackedBatch, pack
+from duiqi.packing.runs import Runs
 from duiqi.packing.tree import SegmentTree
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -153,7 +154,7 @@ def test_a_copy_that_learns_reads_as_its_source_and_every_weight_of_it_has_a_gra
     base.disable_dropout()
     head = base.add_head("value", base.heads["reward"].weight)
     batch = pack(FAMILIES)
-    expected = head(base.read(batch).before)
+    expected = head(base.read(batch))
     with base.role("value"):
         found = measure_values(base, batch)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -215,7 +216,7 @@ def test_lean_layers_remember_a_third_less() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            hidden = base.read(pack(FAMILIES)).hidden
+            hidden = base.read(pack(FAMILIES))
         assert hidden.requires_grad
         return sum(kept.values())
 
@@ -227,10 +228,10 @@ def test_lean_layers_remember_a_third_less() -> None:
 def test_a_copy_of_the_base_computes_with_its_own_layers() -> None:
     base = seated(model_of(PACKED["llama"]()))
     twin = copy.deepcopy(base.model)
-    before = base.read(pack(FAMILIES)).hidden.detach()
+    before = base.read(pack(FAMILIES)).detach()
     for parameter in twin.parameters():
         parameter.data.zero_()
-    assert torch.equal(base.read(pack(FAMILIES)).hidden.detach(), before)
+    assert torch.equal(base.read(pack(FAMILIES)).detach(), before)
     for ours, theirs in zip(lean.llama_shaped_layers(base.model), lean.llama_shaped_layers(twin), strict=True):
         assert ours.forward.__self__ is ours
         assert theirs.forward.__self__ is theirs
@@ -258,6 +259,67 @@ def test_tree_attention_equals_masked_attention(dtype: torch.dtype, key_heads: i
     torch.testing.assert_close(ours, theirs, **tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("places", [[2, 9, 10, 40, 41, 42, 200, 313, 314, 320, 337], [0], [342], [*range(5, 340)]])
+def test_attention_of_some_tokens_is_that_of_all_at_these(dtype: torch.dtype, places: list[int]) -> None:
+    tree = SegmentTree.of([5, 3, 2, 4, 300, 7, 7, 9, 6], [None, 0, 1, 0, None, None, 5, 6, 5])
+    asked, generator = Runs.of(places), torch.Generator().manual_seed(0)
+    plan = Plan.of(tree, device=torch.device("cpu"), dtype=dtype, asked=asked)
+    assert plan.places is not None
+    assert plan.places.tolist() == sorted(places)
+
+    def states(heads: int) -> Tensor:
+        return torch.randn(tree.num_tokens, heads, 16, generator=generator).to(dtype).requires_grad_()
+
+    q, k, v = states(4), states(2), states(2)
+    found, lse = plan.attend(q[plan.places], k, v, 0.3)
+    heads_first = (each.transpose(0, 1).unsqueeze(0) for each in (q, k, v))
+    expected = masked_attention(*heads_first, tree, scale=0.3)[0].transpose(0, 1)[plan.places]
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    torch.testing.assert_close(found, expected, **tolerance)
+    gradient = torch.randn(found.shape, generator=generator).to(dtype)
+    theirs = torch.autograd.grad(expected, (q, k, v), gradient)
+    given = (each.detach().to(plan.backward_dtype(dtype)) for each in (q[plan.places], k, v, found))
+    ours = tuple(torch.full(each.shape, torch.nan) for each in (q[plan.places], k, v))
+    plan.attend_backward(*given, lse.detach(), gradient.float(), 0.3, ours)
+    torch.testing.assert_close(ours, (theirs[0][plan.places], *theirs[1:]), check_dtype=False, **tolerance)
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("name", PACKED)
+def test_the_last_layer_is_computed_where_it_is_read(
+    name: str, ends: bool, recomputes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, batch = seated(model_of(PACKED[name]())), pack(FAMILIES)
+    base.prepare_training(gradient_checkpointing=recomputes)
+    widths: list[int] = []
+    norm = base.model.get_decoder().norm if base.layout.is_lean else torch.nn.Identity()
+    norm.register_forward_hook(lambda _module, given, _found: widths.append(given[0].shape[1]))
+
+    def read() -> tuple[Tensor, dict[str, Tensor]]:
+        with base.training_mode(), base.role("policy"):
+            states = base.read_ends(batch) if ends else base.read(batch)
+            parameters = base.role_parameters("policy")
+            for parameter in parameters.values():
+                parameter.grad = None
+            states.tanh().square().sum().backward()
+        return states.detach(), {n: p.grad for n, p in parameters.items() if p.grad is not None}
+
+    found, gradients = read()
+    if base.layout.is_lean:
+        runs = batch.ending if ends else batch.predicting
+        assert widths == [runs.num_tokens] < [batch.num_tokens]
+    monkeypatch.setattr("duiqi.models.shared_base.ASKED_SHARE", 0.0)
+    expected, wanted = read()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == wanted.keys()
+    assert gradients
+    for key, gradient in gradients.items():
+        gap = (gradient - wanted[key]).norm() / wanted[key].norm().clamp(min=1e-6)
+        assert gap < 1e-4, f"{key}: {float(gap):.1e}"
+
+
 def test_a_sliding_window_that_the_attention_is_not_told_of_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows that are tried are shorter than any real window, so what counts is whether the layer passes it on."""
     attend = mistral_attention.forward
@@ -277,10 +339,10 @@ def test_a_base_with_attention_dropout_learns_on_packed_rows_too() -> None:
     base = SharedBase(model_of(GPT2Config(**GPT2_SMALL, attn_pdrop=0.5)), name="tiny")
     base.seat_new_adapter("policy", LoRASpec(rank=4))
     base.rest_on("policy")
-    still = base.read(pack(FAMILIES)).hidden
+    still = base.read(pack(FAMILIES))
     base.prepare_training(gradient_checkpointing=False)
     torch.manual_seed(0)
-    assert not torch.allclose(base.read(pack(FAMILIES)).hidden, still)
+    assert not torch.allclose(base.read(pack(FAMILIES)), still)
 
 
 def with_critic(model: PreTrainedModel) -> SharedBase:
@@ -305,8 +367,7 @@ def test_roles_read_together_read_what_they_read_apart(name: str, monkeypatch: p
         with monkeypatch.context() as patch:
             if not together:
                 patch.setattr(base, "_together", lambda _: None)
-            readings = base.read_each(batches)
-        states = [readings[role].before for role in batches]
+            states = list(base.read_each(batches).values())
         parameters = base.trainable_parameters()
         for parameter in parameters.values():
             parameter.grad = None

@@ -114,7 +114,7 @@ class TestARole:
         assert learning
         assert {id(p) for p in learning.values()} == {id(p) for p in base.role_parameters("policy").values()}
         shake(base, "policy")
-        hidden = base.read(pack([Family([1, 2, 3], [[4, 5], [6]])])).hidden
+        hidden = base.read(pack([Family([1, 2, 3], [[4, 5], [6]])]))
         base.logits(hidden).square().sum().backward()
         without = [name for name, p in learning.items() if p.grad is None or not p.grad.any()]
         assert without == []
@@ -134,7 +134,7 @@ class TestARole:
         batch = pack([Family([1, 2, 3], [[4, 5], [6]])])
 
         def loss() -> torch.Tensor:
-            return base.logits(base.read(batch).hidden).square().mean()
+            return base.logits(base.read(batch)).square().mean()
 
         loss().backward()
         torch.manual_seed(3)
@@ -184,9 +184,9 @@ class TestARole:
         seat(base, "policy")
         shake(base, "policy")
         with base.acting("policy"):
-            reading = base.read(pack([Family([1, 2, 3], [[4, 5], [6]])]))
+            found = base.read_ends(pack([Family([1, 2, 3], [[4, 5], [6]])]))
             alone = [base.trunk(torch.tensor([ids]))[0][0, -1] for ids in ([1, 2, 3, 4, 5], [1, 2, 3, 6])]
-        assert torch.allclose(reading.last, torch.stack(alone), atol=1e-5)
+        assert torch.allclose(found, torch.stack(alone), atol=1e-5)
 
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
     def test_decodes_with_a_cache_what_it_reads_at_once(
@@ -234,7 +234,7 @@ class TestARole:
         base.rest_on("policy")
         assert {p.dtype for p in base.role_parameters("policy").values()} == {torch.float32}
         assert base.dtype == base.precision == torch.bfloat16
-        hidden = base.read(pack([Family([1, 2, 3], [[4, 5]])])).hidden
+        hidden = base.read(pack([Family([1, 2, 3], [[4, 5]])]))
         assert hidden.dtype == torch.bfloat16
         base.logits(hidden).square().sum().backward()
         exact = SharedBase(tiny(), name="tiny")
@@ -298,7 +298,7 @@ class TestAStack:
         again.seat_saved_adapter("policy", own, trainable=False, above=[below])
         assert torch.allclose(logits(again, "policy"), stacked, atol=1e-6)
         with again.acting("policy"):
-            packed = again.logits(again.read(pack([Family([5, 6], [[7, 8, 9]])])).last)
+            packed = again.logits(again.read_ends(pack([Family([5, 6], [[7, 8, 9]])])))
         assert torch.allclose(packed, stacked[0, -1:], atol=1e-5)
         assert as_below([below])[0].digest == digest_of(below) != digest_of(own)
 

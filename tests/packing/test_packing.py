@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from duiqi.packing.batch import Family, pack, share_prompts
 from duiqi.packing.budget import deal
+from duiqi.packing.runs import Runs
 from duiqi.packing.tree import Segment, SegmentTree
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
@@ -52,6 +53,32 @@ def test_every_token_sees_exactly_as_many_tokens_as_come_before_it(shape: list[t
     assert torch.equal(counts, tree.positions() + 1)
 
 
+@given(st.sets(st.integers(0, 11), min_size=1))
+def test_a_tree_may_be_cut_anywhere(places: set[int]) -> None:
+    tree = SegmentTree.of([3, 2, 1, 4, 2], [None, 0, 1, 0, None])
+    cut = tree.cut(sorted(places))
+    assert [segment.start for segment in cut.segments] == sorted({0, 3, 5, 6, 10} | places)
+    assert torch.equal(cut.positions(), tree.positions())
+    assert [(root.start, root.stop) for root in cut.roots] == [(root.start, root.stop) for root in tree.roots]
+    for before, after in zip(tree.roots, cut.roots, strict=True):
+        assert torch.equal(tree.visible(before), cut.visible(after))
+
+
+@given(st.lists(st.integers(0, 29), min_size=1), st.integers(1, 9))
+def test_runs_number_their_tokens_and_nothing_else(places: list[int], multiple: int) -> None:
+    runs, wanted = Runs.of(places), sorted(set(places))
+    assert runs.places(torch.device("cpu")).tolist() == wanted
+    assert runs.num_tokens == len(wanted)
+    assert [runs.number(place) for place in range(31)] == [sum(w < place for w in wanted) for place in range(31)]
+    moved = runs.moved(30)
+    assert runs.followed_by(moved).places(torch.device("cpu")).tolist() == [*wanted, *(place + 30 for place in wanted)]
+    filled = runs.filled(multiple, 30).places(torch.device("cpu")).tolist()
+    assert set(filled) >= set(wanted)
+    assert len(filled) == min(-(-len(wanted) // multiple) * multiple, 30)
+    assert filled == sorted(set(filled))
+    assert max(filled) < 30
+
+
 def test_a_packed_batch_has_every_prompt_once_and_knows_what_predicts_what() -> None:
     batch = pack([Family((1, 2), [(3, 4), (5,)]), Family((), [(6, 7, 8)], [(False, True, True)])])
     assert batch.input_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -60,6 +87,8 @@ def test_a_packed_batch_has_every_prompt_once_and_knows_what_predicts_what() -> 
     assert batch.before.tolist() == [1, 2, 1, 5, 6], "the prompt's end predicts the first token of both answers"
     assert batch.rows.tolist() == [0, 0, 1, 2, 2]
     assert batch.last.tolist() == [3, 4, 7]
+    assert batch.predicting.spans == ((1, 3), (5, 7))
+    assert batch.ending.spans == ((3, 5), (7, 8))
     assert batch.counts().tolist() == [2, 1, 2]
     assert batch.sums(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])).tolist() == [3.0, 3.0, 9.0]
 

@@ -24,6 +24,7 @@ from duiqi.models.layout import find_layout, likely_layout
 from duiqi.models.measure import measure_answers
 from duiqi.models.shared_base import SharedBase
 from duiqi.packing.batch import Family, PackedBatch, pack
+from duiqi.packing.runs import Runs
 from duiqi.packing.tree import SegmentTree
 from duiqi.planning import rehearsal
 from duiqi.planning.advice import changes, first_change
@@ -202,12 +203,12 @@ def test_lean_layers_keep_what_autograd_says_that_they_keep(workshop: Workshop, 
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = base.read(batch).hidden
+        hidden = base.read(batch)
     kept[hidden.untyped_storage().data_ptr()] = hidden.untyped_storage().nbytes()
     tally = Tally(known=found.tensors())
     with found.mode, tally, tally.moment("forward"):
-        reading = found.base.read(batch)
-    assert reading.hidden.shape == hidden.shape
+        states = found.base.read(batch)
+    assert states.shape == hidden.shape
     assert tally.total == pytest.approx(sum(kept.values()), rel=0.01)
 
 
@@ -276,7 +277,7 @@ def test_short_rows_of_several_lengths_need_no_look_at_the_numbers_of_a_tensor()
     kernel = kernel_for(torch.device("cpu"), torch.float32)
     assert kernel is not None
     with FakeTensorMode():
-        parts = kernel.own(SegmentTree.of(lengths, [None] * len(lengths)))
+        parts = kernel.own(SegmentTree.of(lengths, [None] * len(lengths)), Runs(((0, sum(lengths)),)))
         assert any(part.is_real is not None for part in parts)
         whole = torch.zeros(sum(lengths), 2, 4)
         for part in parts:
@@ -285,7 +286,7 @@ def test_short_rows_of_several_lengths_need_no_look_at_the_numbers_of_a_tensor()
 
 def test_what_cannot_be_rehearsed_is_said(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def routed(base: SharedBase, batch: PackedBatch) -> Tensor:
-        return base.read(batch).hidden.nonzero()
+        return base.read(batch).nonzero()
 
     monkeypatch.setattr(rehearsal, "token_loss", routed)
     memory, _ = memory_of(config_of(workshop, "sft", tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -9,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from duiqi.packing.runs import Runs
 from duiqi.packing.tree import Segment, SegmentTree
 
 SHORT = 96
@@ -19,7 +21,7 @@ SIMILAR = 1.25
 
 @dataclass(frozen=True)
 class Part:
-    """Some queries of the row over some of its keys: ranges, or indices of any shape that the kernel likes."""
+    """Some of the asked queries over some of the row's keys: ranges, or indices of any shape that the kernel likes."""
 
     queries: Tensor | slice
     keys: Tensor | slice
@@ -53,18 +55,28 @@ class Part:
             assert isinstance(places, Tensor)
             whole[places.flatten()[self.real]] = found.flatten(0, 1)[self.real].to(whole.dtype)
 
+    def add(self, whole: Tensor, found: Tensor, places: Tensor | slice) -> None:
+        """Add what was found at these places; a part that fills up adds nothing."""
+        if isinstance(places, slice):
+            whole[places].add_(found)
+        else:
+            whole.index_add_(0, places, found)
+
 
 class Kernel(Protocol):
-    """How the parts of a tree are computed. Tensors are ... x heads x D, log-sum-exps ... x heads."""
+    """How the parts of a tree are computed. Tensors are ... x heads x D, log-sum-exps ... x heads.
+
+    Queries are those of the asked tokens alone, in their order; segments are asked as a whole or not at all.
+    """
 
     def backward_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """What the backward pass computes in, where the forward pass computed in `dtype`."""
 
-    def own(self, tree: SegmentTree) -> list[Part]:
-        """Every segment over itself: each token is a query once."""
+    def own(self, tree: SegmentTree, asked: Runs) -> list[Part]:
+        """Every asked segment over itself: each of its tokens is a query once."""
 
-    def shared(self, tree: SegmentTree) -> list[Part]:
-        """What continues a segment over that segment: no token is a query twice in one part."""
+    def shared(self, tree: SegmentTree, asked: Runs) -> list[Part]:
+        """What is asked of those that continue a segment over that segment: no token is a query twice in one part."""
 
     def forward(self, part: Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp."""
@@ -96,14 +108,14 @@ class _CPU:
         del dtype
         return torch.float32  # in bfloat16 the kernel's backward pass is the slower one, and less exact
 
-    def own(self, tree: SegmentTree) -> list[Part]:
+    def own(self, tree: SegmentTree, asked: Runs) -> list[Part]:
         parts, group = [], list[Segment]()
-        for segment in sorted(tree.segments, key=lambda segment: (segment.length, segment.start)):
+        for segment in sorted(_asked_of(tree.segments, asked), key=lambda segment: (segment.length, segment.start)):
             if group and not self._go_together(group, segment):
-                parts.append(self._together(group))
+                parts.append(self._together(group, asked))
                 group = []
             group.append(segment)
-        return [*parts, self._together(group)]
+        return [*parts, self._together(group, asked)]
 
     def _go_together(self, group: list[Segment], segment: Segment) -> bool:
         if self._touch([*group, segment]):
@@ -117,24 +129,26 @@ class _CPU:
         first = group[0]
         return all(s.length == first.length and s.start == first.start + i * s.length for i, s in enumerate(group))
 
-    def _together(self, group: list[Segment]) -> Part:
+    def _together(self, group: list[Segment], asked: Runs) -> Part:
         if self._touch(group):
             span = slice(group[0].start, group[-1].end)
-            return Part(span, span, is_causal=True, count=len(group))
+            return Part(asked.numbers(span), span, is_causal=True, count=len(group))
         longest = group[-1].length
-        starts = torch.tensor([[segment.start] for segment in group])
-        ends = torch.tensor([[segment.end] for segment in group])
         steps = torch.arange(longest)
-        places = torch.minimum(starts + steps, ends - 1)
+        starts = torch.tensor([[segment.start] for segment in group])
+        numbers = torch.tensor([[asked.number(segment.start)] for segment in group])
+        lengths = torch.tensor([[segment.length] for segment in group])
+        within = torch.minimum(steps, lengths - 1)
         if group[0].length == longest:
-            return Part(places, places, is_causal=True)
+            return Part(numbers + within, starts + within, is_causal=True)
         # Counted here and not asked of the tensors, so that a rehearsal can do it with tensors that hold no numbers.
         real = [row * longest + step for row, segment in enumerate(group) for step in range(segment.length)]
-        return Part(places, places, is_causal=True, is_real=starts + steps < ends, real=torch.tensor(real))
+        is_real = steps < lengths
+        return Part(numbers + within, starts + within, is_causal=True, is_real=is_real, real=torch.tensor(real))
 
-    def shared(self, tree: SegmentTree) -> list[Part]:
-        segments = [segment for level in tree.levels for segment in level]
-        return [Part(slice(s.end, s.stop), slice(s.start, s.end), is_causal=False) for s in segments]
+    def shared(self, tree: SegmentTree, asked: Runs) -> list[Part]:
+        segments = [segment for level in tree.levels for segment in _continued(level, asked)]
+        return [Part(asked.numbers(slice(s.end, s.stop)), slice(s.start, s.end), is_causal=False) for s in segments]
 
     def forward(self, part: Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -156,6 +170,15 @@ class _CPU:
         return grad_q, grad_k, grad_v
 
 
+def _asked_of(segments: Iterable[Segment], asked: Runs) -> list[Segment]:
+    return [segment for segment in segments if asked.number(segment.end) > asked.number(segment.start)]
+
+
+def _continued(segments: Iterable[Segment], asked: Runs) -> list[Segment]:
+    """Those of which something that continues them is asked."""
+    return [segment for segment in segments if asked.number(segment.stop) > asked.number(segment.end)]
+
+
 def _heads_first(states: Tensor) -> Tensor:
     """B x L x heads x D, or L x heads x D, as B x heads x L x D."""
     return (states if states.ndim == 4 else states.unsqueeze(0)).transpose(1, 2)
@@ -170,19 +193,24 @@ class _CUDA:
     def backward_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return dtype
 
-    def own(self, tree: SegmentTree) -> list[Part]:
-        lengths = [segment.length for segment in tree.segments]
-        everything = slice(0, tree.num_tokens)
-        return [Part(everything, everything, is_causal=True, bounds=self._bounds(lengths, lengths))]
+    def own(self, tree: SegmentTree, asked: Runs) -> list[Part]:
+        segments = _asked_of(tree.segments, asked)
+        lengths = [segment.length for segment in segments]
+        queries = slice(0, asked.num_tokens)
+        keys = slice(0, tree.num_tokens) if len(segments) == len(tree.segments) else self._places(segments)
+        return [Part(queries, keys, is_causal=True, bounds=self._bounds(lengths, lengths))]
 
-    def shared(self, tree: SegmentTree) -> list[Part]:
+    def shared(self, tree: SegmentTree, asked: Runs) -> list[Part]:
         parts = []
-        for level in tree.levels:
-            queries = torch.cat([torch.arange(segment.end, segment.stop) for segment in level])
-            keys = torch.cat([torch.arange(segment.start, segment.end) for segment in level])
-            bounds = self._bounds([s.stop - s.end for s in level], [s.length for s in level])
-            parts.append(Part(queries.to(self.device), keys.to(self.device), is_causal=False, bounds=bounds))
+        for segments in filter(None, (_continued(level, asked) for level in tree.levels)):
+            spans = [asked.numbers(slice(segment.end, segment.stop)) for segment in segments]
+            queries = torch.cat([torch.arange(span.start, span.stop) for span in spans])
+            bounds = self._bounds([span.stop - span.start for span in spans], [s.length for s in segments])
+            parts.append(Part(queries.to(self.device), self._places(segments), is_causal=False, bounds=bounds))
         return parts
+
+    def _places(self, segments: Sequence[Segment]) -> Tensor:
+        return torch.cat([torch.arange(segment.start, segment.end) for segment in segments]).to(self.device)
 
     def _bounds(self, queries: list[int], keys: list[int]) -> tuple[Tensor, Tensor, int, int]:
         cumulative = (torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=self.device) for n in (queries, keys))

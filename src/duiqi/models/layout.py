@@ -13,6 +13,7 @@ from duiqi.models.own_weights import dtype_of
 from duiqi.models.quantized import rounds_activations
 from duiqi.models.tree_attention import NAME, TreeMask, register
 from duiqi.packing.batch import Family, pack
+from duiqi.packing.runs import Runs
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.06, torch.float16: 0.02}
 """How far hidden states may be from those of the plain path, relative to their size, in each precision."""
@@ -150,17 +151,18 @@ def _slides(model: PreTrainedModel) -> bool:
 
 
 def _packed(model: PreTrainedModel) -> tuple[Tensor, TreeMask]:
-    """The states of both answers and of the sequence of its own, computed in one row."""
+    """The states of both answers and of the sequence of its own, computed in one row and asked for alone."""
     prompt, answers, alone = _sequences(model)
     batch = pack([Family(prompt, answers), Family((), [alone])]).to(model.device)
-    mask = TreeMask.carrying(batch.tree, device=model.device, dtype=model.dtype)
+    asked = Runs(((_PROMPT, batch.num_tokens),))
+    mask = TreeMask.carrying(batch.tree, device=model.device, dtype=model.dtype, asked=asked)
     hidden: Tensor = trunk_of(model)(
         input_ids=batch.input_ids.unsqueeze(0),
         attention_mask=mask,
         position_ids=batch.positions.unsqueeze(0),
         use_cache=False,
     ).last_hidden_state
-    return hidden[0, _PROMPT:].float(), mask
+    return (hidden[0] if mask.is_narrowed else hidden[0, _PROMPT:]).float(), mask
 
 
 def _apart(model: PreTrainedModel) -> Tensor:

@@ -5,6 +5,8 @@ norms, rotated queries, keys and values, the attention's output, and the two hal
 and activations are computed again in the backward pass. Linear layers that read the same input are one matrix product,
 their adapters (rank r, float32) two thin ones beside it (Hu et al. 2021), and a residual is added by the product that
 ends in it. A CPU goes through long rows in blocks, so that what only one step of the computation needs stays small.
+Of the last layer's states most stages read some only: there queries, MLP and all else behind the keys and values are
+computed for these tokens alone, which for a reward model saves nearly the whole layer.
 
 The layers stay transformers' and PEFT's: only `forward` is replaced, where `layout` has seen that it gives the same.
 """
@@ -26,6 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from duiqi.models.joined import Gradients, Joined, base_of, is_of_frozen_base, is_plain_linear, lay_side_by_side
 from duiqi.models.tree_attention import Plan, TreeMask, Voice
+from duiqi.packing.runs import Runs
 
 PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 OUTPUT = "self_attn.o_proj"
@@ -120,11 +123,13 @@ def _compute(
     assert position_embeddings is not None
     plan: Plan | None = None
     voices: tuple[Voice, ...] = (_heard(layer, shape[0] * shape[1]),)
+    is_last = attention.layer_idx == attention.config.num_hidden_layers - 1
     if isinstance(attention_mask, TreeMask):
-        plan, voices = attention_mask.plan_for(_window_of(attention)), attention_mask.voices or voices
+        plan = attention_mask.plan_for(_window_of(attention), is_last=is_last)
+        voices = attention_mask.voices or voices
     has_dropout = attention.training and attention.attention_dropout > 0
     if plan is not None and not has_dropout and _is_plain(attention, layer.input_layernorm, voices):
-        hidden_states = residual_attention(hidden_states[0], layer, plan, voices, position_embeddings)
+        hidden_states = residual_attention(hidden_states[0], layer, plan, voices, position_embeddings).unsqueeze(0)
     else:
         assert len(voices) == 1, "several voices in a layer that cannot tell them apart"
         attended, _ = attention(
@@ -137,11 +142,21 @@ def _compute(
             **kwargs,
         )
         hidden_states = hidden_states + attended
+    if is_last and isinstance(attention_mask, TreeMask) and attention_mask.last.places is not None:
+        if hidden_states.shape == shape:
+            hidden_states = hidden_states[:, attention_mask.last.places]
+        voices = _narrowed(voices, attention_mask.last.asked)
+        attention_mask.is_narrowed = True
     if not _is_plain(mlp, layer.post_attention_layernorm, voices):
         assert len(voices) == 1, "several voices in a layer that cannot tell them apart"
         output: Tensor = hidden_states + mlp(layer.post_attention_layernorm(hidden_states))
-        return output.view(shape)
-    return residual_mlp(hidden_states.reshape(-1, shape[-1]), layer, voices).view(shape)
+        return output
+    return residual_mlp(hidden_states.reshape(-1, shape[-1]), layer, voices).view(hidden_states.shape)
+
+
+def _narrowed(voices: Sequence[Voice], asked: Runs) -> tuple[Voice, ...]:
+    """The voices, their tokens numbered among the asked ones."""
+    return tuple(Voice(voice.adapters, asked.numbers(voice.tokens)) for voice in voices)
 
 
 def _heard(layer: Any, num_tokens: int) -> Voice:
@@ -220,10 +235,10 @@ def _norm_backward(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> 
 def residual_attention(
     x: Tensor, layer: Any, plan: Plan, voices: Sequence[Voice], position_embeddings: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """x + attention of the normed x over the tree of `plan` (T x H each)."""
+    """x + attention of the normed x over the tree of `plan`, T x H; at the tokens that it asks for, R x H."""
     spots = layer.self_attn
     projections = Joined.of([spots.q_proj, spots.k_proj, spots.v_proj], voices)
-    output = Joined.of([spots.o_proj], voices)
+    output = Joined.of([spots.o_proj], _narrowed(voices, plan.asked))
     found: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
         x, layer, plan, position_embeddings, projections, output, *projections.parameters, *output.parameters
     )
@@ -231,7 +246,10 @@ def residual_attention(
 
 
 class _Attention(torch.autograd.Function):
-    """Tensors inside are T x heads x D; queries, keys and values are columns of one tensor."""
+    """Tensors inside are T x heads x D; queries, keys and values are columns of one tensor.
+
+    Where the plan asks for R of T tokens, queries and all that follows from them have R rows.
+    """
 
     @staticmethod
     def forward(
@@ -262,10 +280,11 @@ class _Attention(torch.autograd.Function):
                 head_norms.apply_(turning[rows])
             turn_(turning[rows], cos[rows], sin[rows])
         q, k, v = states.split(counts, dim=1)
+        residual, q = (x, q) if plan.places is None else (x[plan.places], q[plan.places])
         attended, lse = plan.attend(q, k, v, attention.scaling)
-        result, output_inner = torch.empty_like(x), x.new_empty(len(x), output.rank)
-        for rows in blocks:
-            output(attended[rows].flatten(1), result[rows], output_inner[rows], onto=x[rows], start=rows.start)
+        result, output_inner = torch.empty_like(residual), x.new_empty(len(residual), output.rank)
+        for rows in _blocks(residual):
+            output(attended[rows].flatten(1), result[rows], output_inner[rows], onto=residual[rows], start=rows.start)
         ctx.save_for_backward(x, inverse, joined, inner, attended, lse, output_inner, cos, sin, *before)
         ctx.plan, ctx.scale, ctx.weight, ctx.head_norms = plan, attention.scaling, norm.weight, head_norms
         ctx.projections, ctx.output, ctx.counts = projections, output, counts
@@ -274,22 +293,29 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, inverse, joined, inner, attended, lse, output_inner, cos, sin, *before = ctx.saved_tensors
-        gradient, blocks = gradients[0].contiguous(), _blocks(x)
+        gradient, places = gradients[0].contiguous(), ctx.plan.places
         of_output, of_projections = Gradients(ctx.output), Gradients(ctx.projections)
         dtype = ctx.plan.backward_dtype(x.dtype)
         grad_attended = torch.empty(attended.shape, dtype=dtype, device=x.device)
-        for rows in blocks:
+        for rows in _blocks(gradient):
             states = attended[rows]
             found = of_output.back(gradient[rows], states.flatten(1), output_inner[rows], start=rows.start)
             grad_attended[rows] = found.view_as(states)
         states = joined.view(len(x), sum(ctx.counts), -1).to(dtype)
         grads = torch.empty_like(states)
         q, k, v = states.split(ctx.counts, dim=1)
-        into = grads.split(ctx.counts, dim=1)
+        grad_q, grad_k, grad_v = grads.split(ctx.counts, dim=1)
+        if places is None:
+            into = grad_q, grad_k, grad_v
+        else:
+            q = q[places]
+            into = torch.empty_like(q), grad_k, grad_v
         ctx.plan.attend_backward(q, k, v, attended.to(dtype), lse, grad_attended, ctx.scale, into)
-        del states, q, k, v, grad_attended
+        if places is not None:
+            grad_q.zero_().index_copy_(0, places, into[0])
+        del states, q, k, v, grad_attended, into
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        for index, rows in enumerate(blocks):
+        for index, rows in enumerate(_blocks(x)):
             turning = grads[rows, : sum(ctx.counts[:2])]
             turn_(turning, cos[rows], -sin[rows])
             if ctx.head_norms is not None:
@@ -301,7 +327,12 @@ class _Attention(torch.autograd.Function):
                 continue
             grad_normed = of_projections.back(part, normed, inner[rows], start=rows.start)
             grad_before = _norm_backward(grad_normed, x[rows], inverse[rows], ctx.weight)
-            torch.add(grad_before, gradient[rows], out=grad_x[rows])
+            if places is None:
+                torch.add(grad_before, gradient[rows], out=grad_x[rows])
+            else:
+                grad_x[rows] = grad_before
+        if places is not None and grad_x is not None:
+            grad_x.index_add_(0, places, gradient)
         return (grad_x, None, None, None, None, None, *of_projections.found(), *of_output.found())
 
 

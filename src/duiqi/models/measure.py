@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from duiqi.algorithms.log_probs import Ban, head_log_probs
-from duiqi.models.reading import Reading
 from duiqi.models.shared_base import SharedBase
 from duiqi.packing.batch import PackedBatch
 
@@ -31,7 +30,7 @@ def measure_answers(
     with_entropy: bool = False,
     with_values: bool = False,
     ban: Ban | None = None,
-    reading: Reading | None = None,
+    states: Float[Tensor, "N H"] | None = None,
 ) -> AnswerMeasure:
     """Log-probability of every learned token under the active role, from one pass of the trunk.
 
@@ -42,27 +41,27 @@ def measure_answers(
         with_entropy: Also the entropy of each token's distribution.
         with_values: Also the value head's estimates, from the same hidden states.
         ban: Tokens that could not be drawn, over the learned tokens.
-        reading: The batch as the trunk read it already; None: it is read here.
+        states: Those before the learned tokens, where the trunk has read the batch; None: it reads it here.
     """
-    before = (reading or base.read(batch)).before
+    states = base.read(batch) if states is None else states
     found = head_log_probs(
-        before, batch.targets, base.output_head(), temperature=temperature, with_entropy=with_entropy, ban=ban
+        states, batch.targets, base.output_head(), temperature=temperature, with_entropy=with_entropy, ban=ban
     )
     values = None
     if with_values:
-        values = base.values(before)
+        values = base.values(states)
         assert values is not None, "no value head"
     return AnswerMeasure(log_probs=found.log_probs, entropy=found.entropy, values=values)
 
 
 def measure_values(base: SharedBase, batch: PackedBatch) -> Float[Tensor, " N"]:
     """The value estimated before every learned token, under the active role, which must have a value head."""
-    values = base.values(base.read(batch).before)
+    values = base.values(base.read(batch))
     assert values is not None, "no value head"
     return values
 
 
 def measure_scores(base: SharedBase, batch: PackedBatch, role: str) -> Float[Tensor, " B"]:
     """What the head of `role` says at the end of every sequence, under the active role."""
-    scores: Tensor = base.heads[role](base.read(batch).last)
+    scores: Tensor = base.heads[role](base.read_ends(batch))
     return scores

@@ -32,7 +32,6 @@ from duiqi.models.measure import measure_scores
 from duiqi.models.old_files import read_value_head
 from duiqi.models.ports.registry import find_port
 from duiqi.models.prefix import Prefix, call_behind
-from duiqi.models.reading import last_token
 from duiqi.models.seats import take_seat
 from duiqi.models.shared_base import SharedBase
 from duiqi.models.vocabulary import grow_vocabulary
@@ -125,6 +124,13 @@ def load_reward_model(
             remedy=f"score answers with `duiqi score {path} FILE`, or open it with peft's PeftModel",
         )
     return reward.network
+
+
+def last_token(hidden: Float[Tensor, "B T H"], attention_mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B H"]:
+    """The hidden state at each row's last real token, whichever side the padding is on."""
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    last = (positions * attention_mask).argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
 @quietly()

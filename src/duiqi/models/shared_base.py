@@ -9,7 +9,7 @@ from functools import reduce
 from itertools import accumulate
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
@@ -20,14 +20,16 @@ from duiqi.models.lean_decoding import LeanDecoder
 from duiqi.models.output_head import output_head_of
 from duiqi.models.own_weights import dtype_of
 from duiqi.models.prefix import call_behind
-from duiqi.models.reading import Reading
 from duiqi.models.seating import Seating
 from duiqi.models.tree_attention import TreeMask, Voice
 from duiqi.packing.batch import PackedBatch
+from duiqi.packing.runs import Runs
 
 ROUND_LENGTH = 64
 """Where every new length costs, packed rows are filled up to a multiple of this many tokens, long ones to an eighth of
 a power of two: so there are few lengths, and an eighth of filling at most."""
+ASKED_SHARE = 0.9
+"""Where more tokens than this share of a row are asked for their last states, the last layer computes all of them."""
 
 
 @dataclass
@@ -152,39 +154,42 @@ class SharedBase(Seating):
         """What turns the active role's hidden states into logits."""
         return output_head_of(self._active.network)
 
-    def read(self, batch: PackedBatch) -> Reading:
-        """One pass of the active role over a batch: packed where the architecture allows it, else padded rows."""
+    def read(self, batch: PackedBatch) -> Float[Tensor, "N H"]:
+        """The states that predict the learned tokens, from one pass of the active role over a batch.
+
+        Rows are packed where the architecture allows it, else padded.
+        """
         if self.layout.is_packed:
             row = self._filled(batch)
-            return Reading(self._read_row(row, self._mask(row)), batch.before, batch.last)
-        input_ids, mask = batch.padded()
-        hidden, _ = self.trunk(input_ids, attention_mask=None if batch.is_even else mask.long())
-        width = input_ids.shape[1]
-        last = torch.arange(len(batch), device=self.device) * width + mask.sum(dim=1) - 1
-        before = batch.rows * width + batch.positions[batch.before]
-        return Reading(hidden.flatten(0, 1), before, last)
+            return self._read_row(row, self._mask(row, row.predicting), row.before)
+        hidden, _ = self._read_padded(batch)
+        return hidden[batch.rows, batch.positions[batch.before]]
 
-    def read_each(self, batches: Mapping[str, PackedBatch]) -> dict[str, Reading]:
-        """A batch for each role: all in one pass where the layers can tell roles apart, else in a pass each.
+    def read_ends(self, batch: PackedBatch) -> Float[Tensor, "B H"]:
+        """The states at the end of every sequence, from one pass of the active role over a batch."""
+        if self.layout.is_packed:
+            row = self._filled(batch)
+            return self._read_row(row, self._mask(row, row.ending), row.last)
+        hidden, mask = self._read_padded(batch)
+        return hidden[torch.arange(len(batch), device=self.device), mask.sum(dim=1) - 1]
+
+    def read_each(self, batches: Mapping[str, PackedBatch]) -> dict[str, Tensor]:
+        """`read` for each role: all in one pass where the layers can tell roles apart, else in a pass each.
 
         One pass multiplies every frozen matrix once, over the tokens of all roles, and adds each role's adapter to its
         own tokens. The result is the same.
         """
         together = self._together(batches) if len(batches) > 1 else None
         if together is None:
-            readings = {}
+            found = {}
             for role, batch in batches.items():
                 with self.role(role):
-                    readings[role] = self.read(batch)
-            return readings
+                    found[role] = self.read(batch)
+            return found
         row, mask = together
         with self.role(next(iter(batches))):
-            hidden = self._read_row(row, mask)
-        spans = [voice.tokens for voice in mask.voices]
-        return {
-            role: Reading(hidden[span], batch.before, batch.last)
-            for (role, batch), span in zip(batches.items(), spans, strict=True)
-        }
+            states = self._read_row(row, mask, row.before)
+        return dict(zip(batches, states.split([len(batch.before) for batch in batches.values()]), strict=True))
 
     def _together(self, batches: Mapping[str, PackedBatch]) -> tuple[PackedBatch, TreeMask] | None:
         """The batches in one row, if these roles differ in nothing but the adapters of lean layers."""
@@ -193,7 +198,7 @@ class SharedBase(Seating):
             return None
         filled = [self._filled(batch) for batch in batches.values()]
         row = reduce(PackedBatch.followed_by, filled)
-        mask = self._mask(row)
+        mask = self._mask(row, row.predicting)
         stops = list(accumulate(batch.num_tokens for batch in filled))
         starts = [0, *stops]
         mask.voices = tuple(
@@ -206,13 +211,32 @@ class SharedBase(Seating):
         """The batch with filling behind it where every new length costs."""
         if not self._prepares_every_shape:
             return batch
-        return batch.filled(max(ROUND_LENGTH, 2 ** (batch.num_tokens.bit_length() - 4)))
+        return batch.filled(_rounded(batch.num_tokens))
 
-    def _mask(self, row: PackedBatch) -> TreeMask:
-        return TreeMask.carrying(row.tree, device=self.device, dtype=dtype_of(self._active.network))
+    def _mask(self, row: PackedBatch, asked: Runs) -> TreeMask:
+        """What the layers go by, where the last states are read at the asked tokens."""
+        if self._prepares_every_shape:
+            asked = asked.filled(_rounded(asked.num_tokens), row.num_tokens)
+        is_worth_it = self.layout.is_lean and asked.num_tokens <= ASKED_SHARE * row.num_tokens
+        dtype = dtype_of(self._active.network)
+        return TreeMask.carrying(row.tree, device=self.device, dtype=dtype, asked=asked if is_worth_it else None)
 
-    def _read_row(self, row: PackedBatch, mask: TreeMask) -> Float[Tensor, "T H"]:
-        """Last hidden states of a packed row."""
+    def _read_row(self, row: PackedBatch, mask: TreeMask, places: Int[Tensor, " N"]) -> Float[Tensor, "N H"]:
+        """Last hidden states of a packed row at some of the tokens that the mask asks for."""
         ids, positions = row.input_ids.unsqueeze(0), row.positions.unsqueeze(0)
         hidden, _ = self.trunk(ids, attention_mask=mask, position_ids=positions)
-        return hidden[0]
+        if mask.is_narrowed:
+            assert mask.last.places is not None
+            places = torch.searchsorted(mask.last.places, places)
+        return hidden[0, places]
+
+    def _read_padded(self, batch: PackedBatch) -> tuple[Float[Tensor, "B L H"], Bool[Tensor, "B L"]]:
+        """Last hidden states of all sequences side by side, and which of them are real."""
+        input_ids, mask = batch.padded()
+        hidden, _ = self.trunk(input_ids, attention_mask=None if batch.is_even else mask.long())
+        return hidden, mask
+
+
+def _rounded(count: int) -> int:
+    """What a number of tokens is filled up to a multiple of, where every new number costs."""
+    return max(ROUND_LENGTH, 2 ** (count.bit_length() - 4))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AttentionInterface
@@ -20,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from duiqi.models.attention_kernels import Kernel, Part, kernel_for
+from duiqi.packing.runs import Runs
 from duiqi.packing.tree import SegmentTree
 
 NAME = "duiqi"
@@ -42,22 +44,30 @@ class TreeMask(Tensor):
     """Who hears what, where lean layers shall not go by the adapter that is heard; empty: they shall."""
     windows: set[int | None]
     """The sliding windows that layers asked for."""
+    last: Plan
+    """The plan of the last layer, whose states are read at some tokens only; `plan` where all of them are."""
+    is_narrowed: bool
+    """Whether the last layer gave the states of the asked tokens alone."""
 
     @staticmethod
-    def carrying(tree: SegmentTree, *, device: torch.device, dtype: torch.dtype) -> TreeMask:
-        """The mask for layers that compute in `dtype`."""
+    def carrying(
+        tree: SegmentTree, *, device: torch.device, dtype: torch.dtype, asked: Runs | None = None
+    ) -> TreeMask:
+        """The mask for layers that compute in `dtype`; the last states are read at the asked tokens (None: all)."""
         with _disable_current_modes():  # of torch's fake tensors, which a plan computes with, no subclass can be made
             empty = torch.empty(1, 1, tree.num_tokens, 0, dtype=torch.bool, device=device)
             mask: TreeMask = empty.as_subclass(TreeMask)
         mask.plan, mask.voices = Plan.of(tree, device=device, dtype=dtype), ()
-        mask.windows = set()
+        mask.windows, mask.is_narrowed = set(), False
+        mask.last = mask.plan if asked is None else Plan.of(tree, device=device, dtype=dtype, asked=asked)
         return mask
 
-    def plan_for(self, window: int | None) -> Plan | None:
+    def plan_for(self, window: int | None, *, is_last: bool = False) -> Plan | None:
         """The plan by which a layer with this sliding window can attend; None: it needs dense masks."""
         self.windows.add(window)
         slides = window is not None and window < self.plan.tree.deepest
-        return None if slides or self.plan.kernel is None else self.plan
+        plan = self.last if is_last else self.plan
+        return None if slides or plan.kernel is None else plan
 
 
 def attention_forward(
@@ -153,17 +163,28 @@ class Plan:
     """None: dense masks."""
     own: list[Part]
     shared: list[Part]
+    asked: Runs
+    """The tokens that have queries, R of T."""
+    places: Int[Tensor, " R"] | None
+    """Where in the row they stand; None: everywhere."""
 
     @classmethod
-    def of(cls, tree: SegmentTree, *, device: torch.device, dtype: torch.dtype) -> Plan:
-        """The plan of a row for layers that compute in `dtype`."""
+    def of(
+        cls, tree: SegmentTree, *, device: torch.device, dtype: torch.dtype, asked: Runs | None = None
+    ) -> Plan:
+        """The plan of a row for layers that compute in `dtype`, and for the queries of some tokens (None: of all)."""
         kernel = kernel_for(device, dtype)
+        places = None if asked is None else asked.places(device)
+        if asked is None:
+            asked = Runs(((0, tree.num_tokens),))
+        else:
+            tree = tree.cut([bound for span in asked.spans for bound in span])
         if kernel is None:
-            return cls(tree, None, [], [])
-        return cls(tree, kernel, kernel.own(tree), kernel.shared(tree))
+            return cls(tree, None, [], [], asked, places)
+        return cls(tree, kernel, kernel.own(tree, asked), kernel.shared(tree, asked), asked, places)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """What every token sees: T x heads x D, and the log-sum-exp of its scores, T x heads in float32."""
+        """What the asked tokens see: R x heads x D, and the log-sum-exp of their scores, R x heads in float32."""
         assert self.kernel is not None
         out, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), q.new_empty(q.shape[:2], dtype=torch.float32)
         for part in self.own:
@@ -192,6 +213,9 @@ class Plan:
     ) -> None:
         """Write the gradients of queries, keys and values, given that of `out`; all in `backward_dtype`."""
         assert self.kernel is not None
+        if self.places is not None:  # not every key is one of its own part
+            for whole in into[1:]:
+                whole.zero_()
         for part in self.own + self.shared:
             gradient = part.queries_of(grad_out)
             if part.is_real is not None:
@@ -203,7 +227,7 @@ class Plan:
                 if part.is_causal:
                     part.put(whole, piece, places)
                 else:
-                    whole[places] += piece
+                    part.add(whole, piece, places)
 
     def backward_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """What `attend_backward` computes in, where `attend` computed in `dtype`."""

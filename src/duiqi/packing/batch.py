@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from duiqi.packing.runs import Runs
 from duiqi.packing.tree import SegmentTree
 
 
@@ -50,6 +51,10 @@ class PackedBatch:
     """Which sequence each of them belongs to."""
     last: Int[Tensor, " B"]
     """Where each sequence ends."""
+    predicting: Runs
+    """The tokens of `before`."""
+    ending: Runs
+    """The tokens of `last`."""
     prompts: Int[Tensor, "B 2"]
     """First and past-the-end place of each sequence's prompt in the row."""
     answers: Int[Tensor, "B 2"]
@@ -108,6 +113,8 @@ class PackedBatch:
             before=torch.cat([self.before, other.before + tokens]),
             rows=torch.cat([self.rows, other.rows + sequences]),
             last=torch.cat([self.last, other.last + tokens]),
+            predicting=self.predicting.followed_by(other.predicting.moved(tokens)),
+            ending=self.ending.followed_by(other.ending.moved(tokens)),
             prompts=torch.cat([self.prompts, other.prompts + tokens]),
             answers=torch.cat([self.answers, other.answers + tokens]),
         )
@@ -174,15 +181,17 @@ def pack(families: Sequence[Family]) -> PackedBatch:
             prompts.append(prompt)
             answers.append((start, len(ids)))
     tree = SegmentTree.of(lengths, parents)
-    input_ids = torch.tensor(ids)
+    input_ids, all_before = torch.tensor(ids), torch.cat(before)
     return PackedBatch(
         input_ids=input_ids,
         positions=tree.positions(),
         tree=tree,
         targets=input_ids[torch.cat(targets)],
-        before=torch.cat(before),
+        before=all_before,
         rows=torch.cat(rows),
         last=torch.tensor(answers)[:, 1] - 1,
+        predicting=Runs.of(all_before.tolist()),
+        ending=Runs.of(end - 1 for _, end in answers),
         prompts=torch.tensor(prompts),
         answers=torch.tensor(answers),
     )

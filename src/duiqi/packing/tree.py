@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Int
@@ -66,6 +68,20 @@ class SegmentTree:
         n = self.num_tokens
         moved = (Segment(segment.start + n, segment.end + n, segment.stop + n) for segment in other.segments)
         return SegmentTree((*self.segments, *moved))
+
+    def cut(self, places: Sequence[int]) -> SegmentTree:
+        """The same tree with its segments cut before these places; a piece continues the one before it.
+
+        >>> SegmentTree.of([3, 2], [None, 0]).cut([2]).segments[:2]
+        (Segment(start=0, end=2, stop=5), Segment(start=2, end=3, stop=5))
+        """
+        pieces: list[Segment] = []
+        cuts = sorted(set(places))
+        for segment in self.segments:
+            inside = cuts[bisect_right(cuts, segment.start) : bisect_left(cuts, segment.end)]
+            bounds = [segment.start, *inside, segment.end]
+            pieces += [Segment(start, end, segment.stop) for start, end in pairwise(bounds)]
+        return SegmentTree(tuple(pieces))
 
     @property
     def num_tokens(self) -> int:

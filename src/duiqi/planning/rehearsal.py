@@ -229,19 +229,19 @@ class _Rehearsal:
         """What PPO's loss asks of the networks; the rest of it are a few numbers for every answer token."""
         base, has_critic = self.sketch.base, config.ppo.advantage == "gae"
         is_apart = has_critic and config.ppo.critic != "shared"
-        readings = base.read_each(dict.fromkeys(("policy", "value") if is_apart else ("policy",), batch))
+        states = base.read_each(dict.fromkeys(("policy", "value") if is_apart else ("policy",), batch))
         measured = measure_answers(
             base,
             batch,
             temperature=config.sampling.temperature,
             with_entropy=config.ppo.entropy_coef > 0,
-            reading=readings["policy"],
+            states=states["policy"],
         )
         total = measured.log_probs.sum()
         if measured.entropy is not None:
             total = total + measured.entropy.sum()
         if has_critic:
-            total = total + base.heads["value"](readings["value" if is_apart else "policy"].before).sum()
+            total = total + base.heads["value"](states["value" if is_apart else "policy"]).sum()
         return Loss(total, total.detach())
 
     # -- a round of PPO ------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from duiqi.algorithms.log_probs import Ban
 from duiqi.models.measure import measure_answers, measure_values
-from duiqi.models.reading import Reading
 from duiqi.models.shared_base import SharedBase
 from duiqi.packing.batch import Family, PackedBatch, pack, share_prompts
 from duiqi.packing.budget import deal
@@ -149,9 +148,9 @@ class Measuring:
         *,
         with_entropy: bool = False,
         with_values: bool = False,
-        reading: Reading | None = None,
+        states: Float[Tensor, "N H"] | None = None,
     ) -> AnswerMatrices:
-        """One pass over a micro-batch under the active role, or what was made of it if it was `reading` already."""
+        """One pass over a micro-batch under the active role, or what was made of it of the `states` that the trunk left."""
         found = measure_answers(
             base,
             batch.packed,
@@ -159,7 +158,7 @@ class Measuring:
             with_entropy=with_entropy,
             with_values=with_values,
             ban=self._ban(batch),
-            reading=reading,
+            states=states,
         )
         return AnswerMatrices(
             log_probs=batch.matrix(found.log_probs),

@@ -209,17 +209,17 @@ def learn(cast: Cast, learner: Learner, experience: Experience, config: PPOConfi
 def policy_and_critic_loss(cast: Cast, settings: PPOSettings, batch: Experience) -> Loss:
     """The whole loss of PPO on a micro-batch; a critic adapter is read in the same pass as the policy."""
     roles = ("policy", "value") if cast.critic_is_apart else ("policy",)
-    readings = cast.base.read_each(dict.fromkeys(roles, batch.packed))
+    states = cast.base.read_each(dict.fromkeys(roles, batch.packed))
     measured = cast.measuring.answers(
         cast.base,
         batch,
         with_entropy=settings.entropy_coef > 0,
         with_values=cast.critic == "shared",
-        reading=readings["policy"],
+        states=states["policy"],
     )
     values = measured.values
     if cast.critic_is_apart:
-        values = batch.matrix(cast.base.heads["value"](readings["value"].before))
+        values = batch.matrix(cast.base.heads["value"](states["value"]))
     return ppo_loss(
         log_probs=measured.log_probs,
         old_log_probs=batch.old_log_probs,
@@ -249,7 +249,7 @@ def critic_values(cast: Cast, batch: Experience, *, through_trunk: bool) -> Tens
     """The value before each answer token; the trunk learns from them too if `through_trunk`."""
     with cast.base.role("value"):
         with torch.set_grad_enabled(through_trunk):
-            states = cast.base.read(batch.packed).before
+            states = cast.base.read(batch.packed)
         values = cast.base.values(states)
     assert values is not None
     return batch.matrix(values)

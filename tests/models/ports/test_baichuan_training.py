@@ -119,7 +119,7 @@ def test_log_probabilities_on_a_shared_base_are_those_of_the_formulae(kind: str)
     base.seat_bare("policy")
     with base.acting("policy"):
         batch = pack([Family(IDS[:2], [IDS[2:], [9, 2]])])
-        found = head_log_probs(base.read(batch).before, batch.targets, base.output_head()).log_probs
+        found = head_log_probs(base.read(batch), batch.targets, base.output_head()).log_probs
     expected = []
     for answer in (IDS[2:], [9, 2]):
         log_probs = logits_by_formula(base.model.state_dict(), base.model.config, IDS[:2] + answer).log_softmax(-1)
@@ -133,7 +133,7 @@ def test_a_scaled_head_learns_through_its_scaling_when_all_weights_learn(kind: s
     base.seat_full("policy")
     batch = pack(FAMILIES)
     with base.role("policy"):
-        log_probs = head_log_probs(base.read(batch).before, batch.targets, base.output_head(), chunk_size=4).log_probs
+        log_probs = head_log_probs(base.read(batch), batch.targets, base.output_head(), chunk_size=4).log_probs
         log_probs.sum().backward()
     head = base.model.lm_head
     assert isinstance(head, NormHead)
@@ -152,7 +152,7 @@ def test_what_the_sampler_says_of_its_answers_is_what_reading_them_says(kind: st
     with base.acting("policy"):
         for rollout in rollouts:
             batch = pack([Family(list(rollout.prompt_ids), [list(rollout.answer_ids)])])
-            read = head_log_probs(base.read(batch).before, batch.targets, base.output_head()).log_probs
+            read = head_log_probs(base.read(batch), batch.targets, base.output_head()).log_probs
             assert list(rollout.log_probs) == pytest.approx(read.tolist(), abs=1e-4)
             assert max(rollout.answer_ids) < VOCAB
 

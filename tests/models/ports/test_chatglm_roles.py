@@ -64,11 +64,11 @@ def test_a_batch_is_read_as_its_sequences_alone(name: str, model: Model) -> None
     base = SharedBase(model, name="tiny")
     base.seat_bare("policy")
     with base.acting("policy"):
-        reading = base.read(pack(batch_of(name)))
+        ends, before = base.read_ends(pack(batch_of(name))), base.read(pack(batch_of(name)))
         alone = [trunk_of(model)(torch.tensor([ids])).last_hidden_state[0] for ids in sequences_of(name)]
-    torch.testing.assert_close(reading.last, torch.stack([states[-1] for states in alone]), atol=1e-4, rtol=1e-4)
-    before = [states[-len(answer) - 1 : -1] for states, answer in zip(alone, ANSWERS, strict=True)]
-    torch.testing.assert_close(reading.before, torch.cat(before), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ends, torch.stack([states[-1] for states in alone]), atol=1e-4, rtol=1e-4)
+    expected = [states[-len(answer) - 1 : -1] for states, answer in zip(alone, ANSWERS, strict=True)]
+    torch.testing.assert_close(before, torch.cat(expected), atol=1e-4, rtol=1e-4)
 
 
 def test_answers_are_drawn_as_without_cache_and_padding(name: str, model: Model) -> None:
@@ -119,7 +119,7 @@ def test_a_critic_of_its_own_needs_no_output_head(name: str, model: Model) -> No
     base.seat_learning_copy("value", "reward")
     base.add_head("value")
     with base.role("value"):
-        reading = base.read(pack(batch_of(name)))
+        ends, before = base.read_ends(pack(batch_of(name))), base.read(pack(batch_of(name)))
         values = base.values(reading.before)
     assert values is not None
     (values - 1).square().mean().backward()
