@@ -15,6 +15,8 @@ from duiqi.packing.tree import Segment, SegmentTree
 
 SHORT = 96
 """On a CPU, segments of at most this many tokens are attended several at once, filled up to a common length."""
+LONG, PIECE = range(384, 769), 256
+"""On a CPU, segments of such a length are cut into pieces of about so many tokens."""
 SIMILAR = 1.25
 """The longest of them is at most this many times as long as the shortest."""
 
@@ -72,6 +74,9 @@ class Kernel(Protocol):
     def backward_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """What the backward pass computes in, where the forward pass computed in `dtype`."""
 
+    def cut(self, tree: SegmentTree) -> SegmentTree:
+        """The tree with segments cut where that is faster."""
+
     def own(self, tree: SegmentTree, asked: Runs) -> list[Part]:
         """Every asked segment over itself: each of its tokens is a query once."""
 
@@ -102,11 +107,22 @@ class _CPU:
     Segments of one length that stand side by side do so as they are. Others are gathered, the shorter ones filled up on
     the right with their own last token: under a causal mask no real query sees the filling, and what is computed for
     it is dropped.
+
+    The kernel goes through keys in blocks of 512 and computes a block as a whole, also where the causal mask hides half
+    of it. Of a segment cut in two, a quarter of the scores is never computed.
     """
 
     def backward_dtype(self, dtype: torch.dtype) -> torch.dtype:
         del dtype
         return torch.float32  # in bfloat16 the kernel's backward pass is the slower one, and less exact
+
+    def cut(self, tree: SegmentTree) -> SegmentTree:
+        places: list[int] = []
+        for segment in tree.segments:
+            if segment.length in LONG:
+                pieces = round(segment.length / PIECE)
+                places += [segment.start + segment.length * piece // pieces for piece in range(1, pieces)]
+        return tree.cut(places)
 
     def own(self, tree: SegmentTree, asked: Runs) -> list[Part]:
         parts, group = [], list[Segment]()
@@ -162,7 +178,7 @@ class _CPU:
         queries, keys, values, output, gradient = map(_heads_first, (q, k, v, out, grad_out))
         normaliser = _heads_first(lse.unsqueeze(-1)).squeeze(-1)
         grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            gradient.contiguous(), queries, keys, values, output, normaliser, 0.0, part.is_causal, scale=scale
+            gradient, queries, keys, values, output, normaliser, 0.0, part.is_causal, scale=scale
         )
         grad_q, grad_k, grad_v = (
             grad.transpose(1, 2).reshape(states.shape) for grad, states in zip(grads, (q, k, v), strict=True)
@@ -192,6 +208,9 @@ class _CUDA:
 
     def backward_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return dtype
+
+    def cut(self, tree: SegmentTree) -> SegmentTree:
+        return tree
 
     def own(self, tree: SegmentTree, asked: Runs) -> list[Part]:
         segments = _asked_of(tree.segments, asked)

@@ -239,4 +239,4 @@ class SharedBase(Seating):
 
 def _rounded(count: int) -> int:
     """What a number of tokens is filled up to a multiple of, where every new number costs."""
-    return max(ROUND_LENGTH, 2 ** (count.bit_length() - 4))
+    return max(ROUND_LENGTH, 1 << max(count.bit_length() - 4, 0))

@@ -50,9 +50,7 @@ class TreeMask(Tensor):
     """Whether the last layer gave the states of the asked tokens alone."""
 
     @staticmethod
-    def carrying(
-        tree: SegmentTree, *, device: torch.device, dtype: torch.dtype, asked: Runs | None = None
-    ) -> TreeMask:
+    def carrying(tree: SegmentTree, *, device: torch.device, dtype: torch.dtype, asked: Runs | None = None) -> TreeMask:
         """The mask for layers that compute in `dtype`; the last states are read at the asked tokens (None: all)."""
         with _disable_current_modes():  # of torch's fake tensors, which a plan computes with, no subclass can be made
             empty = torch.empty(1, 1, tree.num_tokens, 0, dtype=torch.bool, device=device)
@@ -169,18 +167,15 @@ class Plan:
     """Where in the row they stand; None: everywhere."""
 
     @classmethod
-    def of(
-        cls, tree: SegmentTree, *, device: torch.device, dtype: torch.dtype, asked: Runs | None = None
-    ) -> Plan:
+    def of(cls, tree: SegmentTree, *, device: torch.device, dtype: torch.dtype, asked: Runs | None = None) -> Plan:
         """The plan of a row for layers that compute in `dtype`, and for the queries of some tokens (None: of all)."""
         kernel = kernel_for(device, dtype)
         places = None if asked is None else asked.places(device)
         if asked is None:
             asked = Runs(((0, tree.num_tokens),))
-        else:
-            tree = tree.cut([bound for span in asked.spans for bound in span])
         if kernel is None:
             return cls(tree, None, [], [], asked, places)
+        tree = kernel.cut(tree).cut([bound for span in asked.spans for bound in span])
         return cls(tree, kernel, kernel.own(tree, asked), kernel.shared(tree, asked), asked, places)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

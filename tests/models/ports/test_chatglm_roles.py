@@ -119,8 +119,7 @@ def test_a_critic_of_its_own_needs_no_output_head(name: str, model: Model) -> No
     base.seat_learning_copy("value", "reward")
     base.add_head("value")
     with base.role("value"):
-        ends, before = base.read_ends(pack(batch_of(name))), base.read(pack(batch_of(name)))
-        values = base.values(reading.before)
+        values = base.values(base.read(pack(batch_of(name))))
     assert values is not None
     (values - 1).square().mean().backward()
     assert base.heads["value"].weight.grad is not None
