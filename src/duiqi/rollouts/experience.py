@@ -150,7 +150,7 @@ class Measuring:
         with_values: bool = False,
         states: Float[Tensor, "N H"] | None = None,
     ) -> AnswerMatrices:
-        """One pass over a micro-batch under the active role, or what was made of it where the trunk has left its `states`."""
+        """One pass over a micro-batch under the active role, or what its `states` give where it was read already."""
         found = measure_answers(
             base,
             batch.packed,
