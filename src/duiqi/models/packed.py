@@ -1,6 +1,5 @@
-"""Frozen matrices in the order in which oneDNN multiplies them by few rows: on a CPU, a third of the time of a product
-that has to fetch a plain matrix first. They are for decoding, without gradient; what a packed matrix holds is oneDNN's
-own affair.
+"""Frozen matrices in the order in which oneDNN multiplies few rows by them, which takes a CPU less time than a plain
+product. They are for decoding, without gradient; what a packed matrix holds is oneDNN's own affair.
 """
 
 from __future__ import annotations
