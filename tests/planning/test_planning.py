@@ -21,6 +21,7 @@ from duiqi.cli.main import main
 from duiqi.errors import SettingsError
 from duiqi.models.attention_kernels import kernel_for
 from duiqi.models.layout import find_layout, likely_layout
+from duiqi.models.lean import llama_shaped_layers
 from duiqi.models.measure import measure_answers
 from duiqi.models.shared_base import SharedBase
 from duiqi.packing.batch import Family, PackedBatch, pack
@@ -234,6 +235,15 @@ def test_a_deep_network_is_planned_from_shallow_ones(
     rehearsed, _ = memory_of(config)
     assert guessed.widest.peak == pytest.approx(rehearsed.widest.peak, rel=0.01)
     assert guessed.widest.parts["optimizer state"] == rehearsed.widest.parts["optimizer state"]
+
+
+def test_the_copies_of_the_sampler_are_planned(workshop: Workshop, tmp_path: Path) -> None:
+    memory, found = memory_of(config_of(workshop, "ppo", tmp_path))
+    parts = next(moment.parts for moment in memory.moments if moment.name == "rollouts")
+    assert parts["sampler's copy of the head"] == found.base.output_head().weight.nbytes
+    named = [each for layer in llama_shaped_layers(found.base.model) for each in layer.named_parameters()]
+    size = 4 * sum(p.numel() for name, p in named if "lora_" not in name and "norm" not in name)
+    assert parts["sampler's copy of the layers"] == pytest.approx(size, rel=0.02)
 
 
 LAYOUTS: dict[str, Callable[[], Any]] = {

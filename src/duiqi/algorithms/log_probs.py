@@ -46,7 +46,11 @@ class OutputHead:
 
     def __call__(self, hidden: Float[Tensor, "*N H"]) -> Float[Tensor, "*N V"]:
         """Float32 logits."""
-        logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        return self.finished(torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias))
+
+    def finished(self, product: Float[Tensor, "*N V"]) -> Float[Tensor, "*N V"]:
+        """Float32 logits from what the matrix and the bias made."""
+        logits = product.float()
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)

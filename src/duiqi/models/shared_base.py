@@ -10,15 +10,17 @@ from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from duiqi.algorithms.log_probs import OutputHead
+from duiqi.models.joined import is_of_frozen_base
 from duiqi.models.layout import Layout, trunk_of
 from duiqi.models.lean import tells_apart
-from duiqi.models.lean_decoding import LeanDecoder
+from duiqi.models.lean_decoding import LeanDecoder, is_head_worth_copying
 from duiqi.models.output_head import output_head_of
 from duiqi.models.own_weights import dtype_of
+from duiqi.models.packed import PackedLinear
 from duiqi.models.prefix import call_behind
 from duiqi.models.seating import Seating
 from duiqi.models.tree_attention import TreeMask, Voice
@@ -41,6 +43,17 @@ class _Prepared:
     is_checked: bool = False
 
 
+@dataclass(frozen=True)
+class _HeadCopy:
+    """The base's frozen output head packed for decoding, and what it was made from."""
+
+    head: OutputHead
+    state: tuple[object, ...]
+    """Of the head at that time."""
+    packed: PackedLinear | None
+    """None where it is too large, or torch packs nothing."""
+
+
 class SharedBase(Seating):
     """The base model with its roles, and what they compute.
 
@@ -54,6 +67,7 @@ class SharedBase(Seating):
     def __init__(self, model: PreTrainedModel, *, name: str, layout: Layout | None = None) -> None:
         super().__init__(model, name=name, layout=layout)
         self._prepared: _Prepared | None = None
+        self._head_copy: _HeadCopy | None = None
 
     @contextmanager
     def acting(self, name: str) -> Iterator[None]:
@@ -124,6 +138,7 @@ class SharedBase(Seating):
         if self._prepared is None or not self._prepared.is_checked:
             state = self._adapter_state()
             if self._prepared is None or self._prepared.adapter_state != state:
+                self._prepared = None  # or two copies would stand in memory at once
                 self._prepared = _Prepared(state, LeanDecoder.of(self.model, self._active.low_rank_names))
             self._prepared.is_checked = True
         return self._prepared.decoder
@@ -135,8 +150,26 @@ class SharedBase(Seating):
         return (names, *(torch.stack(torch._foreach_norm(parameters)).tolist() if parameters else ()))
 
     def logits(self, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
-        """Float32 logits of the active role's head."""
-        return self.output_head()(hidden)
+        """Float32 logits of the active role's head, for few positions at a time."""
+        head = self.output_head()
+        packed = None if torch.is_grad_enabled() else self._packed(head)
+        if packed is None:
+            return head(hidden)
+        return head.finished(packed.outputs(hidden.to(head.weight.dtype)))
+
+    def _packed(self, head: OutputHead) -> PackedLinear | None:
+        """The matrix and bias of a head packed as they are now, if they are the base's own and do not learn."""
+        parts = [part for part in (head.weight, head.bias) if part is not None]
+        is_frozen = all(isinstance(part, nn.Parameter) and is_of_frozen_base(part) for part in parts)
+        if not is_frozen or self._active.network is not self.model:
+            self._head_copy = None
+            return None
+        state = tuple((id(part), part.untyped_storage()._cdata, part._version) for part in parts)
+        if self._head_copy is None or self._head_copy.state != state:
+            self._head_copy = None  # or two copies would stand in memory at once
+            packed = PackedLinear.of(head.weight, head.bias) if is_head_worth_copying(self.model) else None
+            self._head_copy = _HeadCopy(head, state, packed)
+        return self._head_copy.packed
 
     def values(self, hidden: Float[Tensor, "*N H"]) -> Float[Tensor, "*N"] | None:
         """The value head's estimates, or None where the active role is not the critic."""

@@ -19,7 +19,7 @@ from duiqi.algorithms.loss import Loss
 from duiqi.data.encoding import EncodedRanking
 from duiqi.data.feedback import FeedbackBatch, collate_feedback
 from duiqi.data.rankings import RankingBatch, collate_rankings
-from duiqi.models.lean_decoding import LeanDecoder, is_worth_copying
+from duiqi.models.lean_decoding import LeanDecoder, is_head_worth_copying, is_worth_copying
 from duiqi.models.measure import measure_answers, measure_scores, measure_values
 from duiqi.models.reward import StandaloneReward
 from duiqi.packing.batch import Family, PackedBatch, pack
@@ -63,14 +63,14 @@ class Rehearsed:
 
 def rehearse(config: StageConfig, sketch: Sketch, rows: Rows) -> Rehearsed:
     """Rehearse a run; one on many layers by two shallow networks, for layers are alike."""
-    copies = is_worth_copying(sketch.base.model)
+    copies = _Copies(is_worth_copying(sketch.base.model), is_head_worth_copying(sketch.base.model))
     if sketch.depth is None or sketch.depth <= max(DEPTHS):
         return _Rehearsal(config, sketch, rows, copies=copies).run()
     low, high = (_at_depth(config, sketch, rows, copies=copies, depth=depth) for depth in DEPTHS)
     return _extrapolated(low, high, (sketch.depth - DEPTHS[1]) / (DEPTHS[1] - DEPTHS[0]))
 
 
-def _at_depth(config: StageConfig, sketch: Sketch, rows: Rows, *, copies: bool, depth: int) -> Rehearsed:
+def _at_depth(config: StageConfig, sketch: Sketch, rows: Rows, *, copies: _Copies, depth: int) -> Rehearsed:
     with sketch.shallow(depth):
         return _Rehearsal(config, sketch, rows, copies=copies).run()
 
@@ -90,6 +90,14 @@ def _extrapolated(low: Rehearsed, high: Rehearsed, times: float) -> Rehearsed:
     return Rehearsed(tuple(moments), round(beyond(low.heap, high.heap)), work, high.update_tokens)
 
 
+@dataclass(frozen=True)
+class _Copies:
+    """What the sampler copies."""
+
+    layers: bool
+    head: bool
+
+
 class _Rehearsal:
     """A run on networks without content.
 
@@ -97,10 +105,10 @@ class _Rehearsal:
         config: Of the run.
         sketch: Everybody who takes part.
         rows: What is learned from.
-        copies: Whether the sampler copies the layers.
+        copies: What the sampler copies of the whole network, however shallow this one is.
     """
 
-    def __init__(self, config: StageConfig, sketch: Sketch, rows: Rows, *, copies: bool) -> None:
+    def __init__(self, config: StageConfig, sketch: Sketch, rows: Rows, *, copies: _Copies) -> None:
         self.config, self.sketch, self.rows = config, sketch, rows
         self.heap = Heap() if sketch.device.type == "cpu" else None
         vocabulary = len(sketch.base.output_head().weight)
@@ -110,6 +118,7 @@ class _Rehearsal:
         self._update_tokens = 0
         self._optimizer_state: list[Tensor] = []
         self._sampler: LeanDecoder | None = None
+        self._head_copy: Tensor | None = None
         self._learning = list(sketch.base.trainable_parameters().values())
         self._hooks = [p.register_post_accumulate_grad_hook(self._mark_gradient) for p in self._learning]
 
@@ -263,8 +272,10 @@ class _Rehearsal:
         lengths = lengths[: -(-num_answers // copies)]
         with self._counting("rollouts", num_answers * sampling.max_new_tokens) as moment, base.acting("policy"):
             if base.layout.is_lean:
+                self._sampler = None
                 with self.tally.labelled("sampler's copy of the layers"):
-                    self._sampler = LeanDecoder.of(base.model, base.seat("policy").low_rank_names, copy=self._copies)
+                    adapters = base.seat("policy").low_rank_names
+                    self._sampler = LeanDecoder.of(base.model, adapters, copy=self._copies.layers)
             cache = _LabelledCache(self.tally, base.model.config)
             positions = torch.arange(lengths[0], device=base.device).expand(len(lengths), -1)
             mask = None if lengths[0] == lengths[-1] else torch.ones_like(positions)
@@ -290,6 +301,11 @@ class _Rehearsal:
     def _draw(self, config: PPOConfig, hidden: Tensor, cache: DynamicCache, num_read: int) -> None:
         """One token of every answer, and its pass through the layers."""
         base, sampling = self.sketch.base, config.sampling
+        head = base.output_head()
+        if self._head_copy is None and self._copies.head and head.is_frozen:
+            # What is packed has no shape that a tensor without content could have, but the size of the matrix.
+            self._head_copy = torch.empty_like(head.weight)
+            self.tally.relabel(self._head_copy, "sampler's copy of the head")
         logits = adjust_logits(
             base.logits(hidden),
             temperature=sampling.temperature,

@@ -246,7 +246,7 @@ def row_log_probs(base: SharedBase, role: str, token_ids: Sequence[int]) -> list
     with base.acting(role):
         row = torch.tensor([list(token_ids)], device=base.device)
         hidden, _ = base.trunk(row)
-        return [float(value) for value in token_log_probs(base.logits(hidden[0, :-1]), row[0, 1:])]
+        return [float(value) for value in token_log_probs(base.output_head()(hidden[0, :-1]), row[0, 1:])]
 
 
 def request_seed(*, seed: int, step: int, index: int) -> int:
