@@ -24,6 +24,7 @@ from transformers.models.mistral.modeling_mistral import MistralAttention as mis
 
 from duiqi.models import lean
 from duiqi.models.adapters import LoRASpec
+from duiqi.models.attention_kernels import _CUDA
 from duiqi.models.layout import Layout
 from duiqi.models.measure import measure_answers, measure_scores, measure_values
 from duiqi.models.shared_base import SharedBase
@@ -283,6 +284,26 @@ def test_attention_of_some_tokens_is_that_of_all_at_these(dtype: torch.dtype, pl
     ours = tuple(torch.full(each.shape, torch.nan) for each in (q[plan.places], k, v))
     plan.attend_backward(*given, lse.detach(), gradient.float(), 0.3, ours)
     torch.testing.assert_close(ours, (theirs[0][plan.places], *theirs[1:]), check_dtype=False, **tolerance)
+
+
+@pytest.mark.parametrize("places", [[2, 9, 10, 40, 41, 42], [0], [46], [*range(47)]])
+def test_the_parts_of_the_kernel_for_gpus_show_every_asked_token_what_it_sees(places: list[int]) -> None:
+    """The kernel itself needs a GPU; who is computed with whom does not."""
+    tree, asked = SegmentTree.of([5, 3, 2, 4, 11, 7, 9, 6], [None, 0, 1, 0, None, None, 5, 5]), Runs.of(places)
+    plan_tree = tree.cut([bound for span in asked.spans for bound in span])
+    kernel, seen = _CUDA(torch.device("cpu")), torch.zeros(len(places), tree.num_tokens)
+    queries, keys = torch.arange(len(places)), torch.arange(tree.num_tokens)
+    for part in (*kernel.own(plan_tree, asked), *kernel.shared(plan_tree, asked)):
+        assert part.bounds is not None
+        query_bounds, key_bounds, longest_queries, longest_keys = part.bounds
+        spans = [bounds.diff().tolist() for bounds in (query_bounds, key_bounds)]
+        assert [max(lengths) for lengths in spans] == [longest_queries, longest_keys]
+        own_queries, own_keys = part.queries_of(queries).split(spans[0]), part.keys_of(keys).split(spans[1])
+        for some, others in zip(own_queries, own_keys, strict=True):
+            pairs = torch.ones(len(some), len(others))
+            seen[some[:, None], others] += pairs.tril() if part.is_causal else pairs
+    wanted = torch.block_diag(*(tree.visible(root).float() for root in tree.roots))[places]
+    assert torch.equal(seen, wanted), "once each"
 
 
 @pytest.mark.parametrize("recomputes", [False, True])
