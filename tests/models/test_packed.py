@@ -171,13 +171,9 @@ def test_a_head_of_a_roles_own_is_not_packed(base: SharedBase) -> None:
         assert torch.equal(base.logits(hidden), base.output_head()(hidden))
 
 
-def test_the_head_is_copied_only_where_it_fits_beside_the_layers(
-    base: SharedBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_head_is_not_copied(base: SharedBase, monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_head_worth_copying(base.model)
-    size = lean_decoding._size_of_copy(base.model)
-    monkeypatch.setattr(lean_decoding, "COPY_LIMIT", size + base.model.get_output_embeddings().weight.nbytes - 1)
-    assert lean_decoding.is_worth_copying(base.model)
+    monkeypatch.setattr(lean_decoding, "HEAD_LIMIT", base.model.get_output_embeddings().weight.nbytes - 1)
     assert not is_head_worth_copying(base.model)
     with base.acting("policy"):
         assert base._packed(base.output_head()) is None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from duiqi.algorithms.loss import Loss
 from duiqi.errors import GuardStop, ModelError, SettingsError, TemplateError
 from duiqi.journal.run import Run
 from duiqi.settings.resolve import dump, resolve
-from duiqi.stages.ppo import check_sampler, critic_loss
+from duiqi.stages.ppo import check_opening, check_sampler, critic_loss
 from duiqi.stages.ppo_cast import Cast, assemble_cast
 from duiqi.stages.ppo_credit import Credit
 from duiqi.training.learner import Learner
@@ -48,6 +49,27 @@ def open_cast(workshop: Workshop, directory: Path, **changes: Any) -> Cast:
 
 def base_weights(cast: Cast) -> dict[str, Tensor]:
     return {name: p for name, p in cast.base.model.named_parameters() if "lora_" not in name}
+
+
+@pytest.mark.parametrize(("gap", "is_refused"), [(0.0, False), (1e-6, False), (1e-3, True)])
+def test_a_reference_that_is_not_the_policy_is_refused_and_rounding_is_not(
+    tmp_path: Path, gap: float, is_refused: bool
+) -> None:
+    cast = SimpleNamespace(
+        reference_is_policy=True,
+        reference_name="the policy at step 0",
+        importance_cap=None,
+        base=SimpleNamespace(precision=torch.float32),
+    )
+    policy = torch.full((1, 3), -2.0)
+    found = SimpleNamespace(
+        answer_mask=torch.ones(1, 3, dtype=torch.bool),
+        old_log_probs=policy,
+        reference_log_probs=policy + torch.tensor([0.0, gap, 0.0]),
+    )
+    outcome = pytest.raises(GuardStop, match="not the policy") if is_refused else nullcontext()
+    with Run.open(tmp_path, stage="ppo", settings={}, argv=[]) as journal, outcome:
+        check_opening(cast, found, found, journal)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("critic", ["shared", "adapter", "model"])

@@ -24,8 +24,9 @@ from duiqi.models.lean import inverse_norm, llama_shaped_layers, turn_
 from duiqi.models.packed import PackedLinear
 from duiqi.models.tree_attention import Voice
 
-COPY_LIMIT = 2**28
-"""Bytes that copies may have: of the layers in float32, which stays until the adapter has changed, and of the head."""
+COPY_LIMIT, HEAD_LIMIT = 2**28, 2**25
+"""Bytes that copies may have: of the layers in float32, which stays until the adapter has changed, and of the head.
+That of a large vocabulary would be more than all else that a rollout holds."""
 
 FEWEST_FLOAT32 = 4
 """Query heads on one head of keys from which a CPU is faster, in float32, when it takes them for tokens of one text; in
@@ -111,18 +112,14 @@ def _folded(joined: Joined) -> Joined | PackedLinear:
 
 def is_worth_copying(network: PreTrainedModel) -> bool:
     """Whether the layers are small enough for a copy, on a CPU."""
-    return _size_of_copy(network) <= COPY_LIMIT and network.device.type == "cpu"
+    size = 4 * sum(p.numel() for layer in llama_shaped_layers(network) for p in layer.parameters())
+    return size <= COPY_LIMIT and network.device.type == "cpu"
 
 
 def is_head_worth_copying(network: PreTrainedModel) -> bool:
-    """Whether the output head is small enough for a copy beside that of the layers, on a CPU."""
+    """Whether the output head is small enough for a copy, on a CPU."""
     weight: Tensor = network.get_output_embeddings().weight
-    return _size_of_copy(network) + weight.nbytes <= COPY_LIMIT and network.device.type == "cpu"
-
-
-def _size_of_copy(network: PreTrainedModel) -> int:
-    """Bytes of the layers in float32."""
-    return 4 * sum(p.numel() for layer in llama_shaped_layers(network) for p in layer.parameters())
+    return weight.nbytes <= HEAD_LIMIT and network.device.type == "cpu"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -151,9 +152,9 @@ def pack(families: Sequence[Family]) -> PackedBatch:
     ids: list[int] = []
     lengths: list[int] = []
     parents: list[int | None] = []
-    targets: list[Tensor] = []
-    before: list[Tensor] = []
-    rows: list[Tensor] = []
+    learned: list[int] = []
+    before: list[int] = []
+    rows: list[int] = []
     prompts: list[tuple[int, int]] = []
     answers: list[tuple[int, int]] = []
     for family in families:
@@ -169,28 +170,28 @@ def pack(families: Sequence[Family]) -> PackedBatch:
             ids += answer
             lengths.append(len(answer) if parent is not None else len(family.prompt) + len(answer))
             parents.append(parent)
-            places = torch.arange(start, len(ids))
+            places: Sequence[int] = range(start, len(ids))
             if family.learned is not None:
-                places = places[torch.tensor(family.learned[number], dtype=torch.bool)]
+                places = list(compress(places, family.learned[number]))
             if not family.prompt:
-                places = places[places > start]
+                places = [place for place in places if place > start]
+            learned += places
             # Behind another answer, what predicts the first token is the end of the prompt.
-            before.append(torch.where(places == start, prompt[1] - 1, places - 1))
-            targets.append(places)
-            rows.append(torch.full_like(places, len(prompts)))
+            before += [prompt[1] - 1 if place == start else place - 1 for place in places]
+            rows += [len(prompts)] * len(places)
             prompts.append(prompt)
             answers.append((start, len(ids)))
     tree = SegmentTree.of(lengths, parents)
-    input_ids, all_before = torch.tensor(ids), torch.cat(before)
+    input_ids = torch.tensor(ids)
     return PackedBatch(
         input_ids=input_ids,
         positions=tree.positions(),
         tree=tree,
-        targets=input_ids[torch.cat(targets)],
-        before=all_before,
-        rows=torch.cat(rows),
+        targets=input_ids[torch.tensor(learned, dtype=torch.long)],
+        before=torch.tensor(before, dtype=torch.long),
+        rows=torch.tensor(rows, dtype=torch.long),
         last=torch.tensor(answers)[:, 1] - 1,
-        predicting=Runs.of(all_before.tolist()),
+        predicting=Runs.of(before),
         ending=Runs.of(end - 1 for _, end in answers),
         prompts=torch.tensor(prompts),
         answers=torch.tensor(answers),
