@@ -306,6 +306,12 @@ def test_the_parts_of_the_kernel_for_gpus_show_every_asked_token_what_it_sees(pl
     assert torch.equal(seen, wanted), "once each"
 
 
+@pytest.mark.parametrize("family", [Family((), [(5,)]), Family((1, 2), [(3,)], [(False,)])])
+def test_where_nothing_is_learned_nothing_is_read(family: Family) -> None:
+    base = seated(model_of(PACKED["llama"]()))
+    assert base.read(pack([family])).shape == (0, base.hidden_size)
+
+
 @pytest.mark.parametrize("recomputes", [False, True])
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("name", PACKED)

@@ -7,6 +7,7 @@ import json
 import shutil
 from contextlib import ExitStack, nullcontext
 from functools import partial
+from math import nan
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,7 +52,7 @@ def base_weights(cast: Cast) -> dict[str, Tensor]:
     return {name: p for name, p in cast.base.model.named_parameters() if "lora_" not in name}
 
 
-@pytest.mark.parametrize(("gap", "is_refused"), [(0.0, False), (1e-6, False), (1e-3, True)])
+@pytest.mark.parametrize(("gap", "is_refused"), [(0.0, False), (1e-6, False), (1e-3, True), (nan, True)])
 def test_a_reference_that_is_not_the_policy_is_refused_and_rounding_is_not(
     tmp_path: Path, gap: float, is_refused: bool
 ) -> None:

@@ -28,7 +28,7 @@ COPY_LIMIT, HEAD_LIMIT = 2**28, 2**25
 """Bytes that copies may have: of the layers in float32, which stays until the adapter has changed, and of the head.
 That of a large vocabulary would be more than all else that a rollout holds."""
 
-FEWEST_FLOAT32 = 4
+FEWEST_SHARING = 4
 """Query heads on one head of keys from which a CPU is faster, in float32, when it takes them for tokens of one text; in
 half precision it always is, four times."""
 
@@ -170,7 +170,7 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sc
     """One query per row over all keys that it may see; heads that share keys are not given copies of them."""
     if query.device.type == "cpu":
         shape, sharing = query.shape, query.shape[1] // keys.shape[1]
-        if sharing >= (FEWEST_FLOAT32 if query.dtype == torch.float32 else 2):
+        if sharing >= (FEWEST_SHARING if query.dtype == torch.float32 else 2):
             query = query.reshape(len(query), keys.shape[1], sharing, -1)
         found: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, keys, values, 0.0, False, attn_mask=mask, scale=scale

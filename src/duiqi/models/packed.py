@@ -30,7 +30,7 @@ class PackedLinear:
             return None
         try:
             return cls(torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROUND_ROWS), bias)
-        except (AttributeError, RuntimeError):  # another torch, a precision it has no kernel for, a plan's empty tensor
+        except (AttributeError, RuntimeError):  # another torch, no kernel or memory for it, a plan's empty tensor
             return None
 
     def outputs(self, x: Tensor, onto: Tensor | None = None) -> Tensor:

@@ -250,7 +250,7 @@ class SharedBase(Seating):
         """What the layers go by, where the last states are read at the asked tokens."""
         if self._prepares_every_shape:
             asked = asked.filled(_rounded(asked.num_tokens), row.num_tokens)
-        is_worth_it = self.layout.is_lean and asked.num_tokens <= ASKED_SHARE * row.num_tokens
+        is_worth_it = self.layout.is_lean and 0 < asked.num_tokens <= ASKED_SHARE * row.num_tokens
         dtype = dtype_of(self._active.network)
         return TreeMask.carrying(row.tree, device=self.device, dtype=dtype, asked=asked if is_worth_it else None)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -172,7 +171,8 @@ def pack(families: Sequence[Family]) -> PackedBatch:
             parents.append(parent)
             places: Sequence[int] = range(start, len(ids))
             if family.learned is not None:
-                places = list(compress(places, family.learned[number]))
+                marks = zip(places, family.learned[number], strict=True)
+                places = [place for place, is_learned in marks if is_learned]
             if not family.prompt:
                 places = [place for place in places if place > start]
             learned += places

@@ -69,7 +69,7 @@ class Runs:
 
     def places(self, device: torch.device) -> Int[Tensor, " R"]:
         """Where in the row they stand."""
-        return torch.cat([torch.arange(start, end, device=device) for start, end in self.spans])
+        return torch.cat([torch.arange(start, end) for start, end in self.spans]).to(device)
 
     def moved(self, by: int) -> Runs:
         """The same in a row with so many more tokens before it."""
